@@ -1,0 +1,19 @@
+"""EventProp in PyTorch: spiking neural networks trained with exact gradients."""
+
+from .encoders import binary_latency_encode, latency_encode
+from .event_driven import EventDriven
+from .layers import LeakyReadout, SpikingLinear
+from .losses import first_spike_cross_entropy
+from .neuron import LIF
+from .spikes import Spikes
+
+__all__ = [
+    "LIF",
+    "EventDriven",
+    "LeakyReadout",
+    "Spikes",
+    "SpikingLinear",
+    "binary_latency_encode",
+    "first_spike_cross_entropy",
+    "latency_encode",
+]

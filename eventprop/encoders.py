@@ -1,0 +1,70 @@
+"""Encoders: from images to spikes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .spikes import FLOATS, Spikes
+
+
+def latency_encode(images: Tensor, t_min: float = 0.0, t_max: float = 20.0, threshold: float = 1 / 255) -> Spikes:
+    """Latency code: the brighter a pixel, the earlier its one spike.
+
+    t = t_min + (1 - x)(t_max - t_min) for pixels x > threshold; darker pixels are silent. The defaults are those of
+    Wunderlich & Pehle (2021) for MNIST.
+
+    Args:
+        images: [B, ...] values in [0, 1], or uint8 in 0..255; differentiable where floating. Pixels become neurons.
+        t_min, t_max: times in ms of the brightest and of the darkest spike, t_min < t_max.
+        threshold: pixels up to this value stay silent; in [0, 1).
+    """
+    values = _unit_values(images)
+    _check_order("t_min", t_min, "t_max", t_max)
+    _check_threshold(threshold)
+    time = t_min + (1.0 - values) * (t_max - t_min)
+    return Spikes.from_times(torch.where(values > threshold, time, math.inf))
+
+
+def binary_latency_encode(
+    images: Tensor, t_on: float = 10.0, t_off: float = 20.0, threshold: float = 0.5
+) -> Spikes:
+    """Binarised latency code: every pixel spikes once, bright ones (> ``threshold``) at ``t_on``, others at ``t_off``.
+
+    Args:
+        images: [B, ...] values in [0, 1], or uint8 in 0..255. Pixels become neurons.
+        t_on, t_off: times in ms, t_on < t_off.
+        threshold: in [0, 1).
+    """
+    values = _unit_values(images)
+    _check_order("t_on", t_on, "t_off", t_off)
+    _check_threshold(threshold)
+    return Spikes.from_times(torch.where(values > threshold, t_on, t_off).to(values.dtype))
+
+
+def _unit_values(images: object) -> Tensor:
+    """``images`` as [B, pixels] in [0, 1]."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    if images.dim() < 2:
+        raise ValueError(f"images must have shape [B, ...], got {list(images.shape)}; add a batch dimension")
+    if images.dtype == torch.uint8:
+        return images.flatten(1).to(torch.get_default_dtype()) / 255
+    if images.dtype not in FLOATS:
+        raise TypeError(f"images must be float32, float64 or uint8, got {images.dtype}")
+    if images.numel() and not ((images >= 0) & (images <= 1)).all():
+        low, high = images.min().item(), images.max().item()
+        raise ValueError(f"images must lie in [0, 1] without NaN, got values from {low} to {high}; divide by their maximum")
+    return images.flatten(1)
+
+
+def _check_order(first: str, t_first: float, last: str, t_last: float) -> None:
+    if not (math.isfinite(t_first) and math.isfinite(t_last) and t_first < t_last):
+        raise ValueError(f"{first} must be finite and less than {last}, got {first}={t_first} and {last}={t_last}")
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold must lie in [0, 1), got {threshold}")

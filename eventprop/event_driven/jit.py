@@ -1,0 +1,76 @@
+"""How this package compiles its numba kernels.
+
+The functions of ``eventprop.neuron`` are written with torch's elementwise functions; here numba learns what those mean
+for plain numbers, so that the kernels compile the same equations. Compiled kernels are kept in a user cache directory
+whose name holds a digest of the sources, so that an edited equation is never served from an old cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numba
+import torch
+from numba.extending import overload
+
+# OpenMP first: torch's own thread pool is OpenMP too, and workqueue must not be entered from two Python threads.
+if "NUMBA_THREADING_LAYER" not in os.environ and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
+    numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+
+
+@overload(torch.exp)
+def _exp(x):
+    return lambda x: math.exp(x)
+
+
+@overload(torch.expm1)
+def _expm1(x):
+    return lambda x: math.expm1(x)
+
+
+@overload(torch.log1p)
+def _log1p(x):
+    return lambda x: math.log1p(x)
+
+
+@overload(torch.maximum)
+def _maximum(x, y):
+    return lambda x, y: max(x, y)
+
+
+@overload(torch.where)
+def _where(condition, x, y):
+    return lambda condition, x, y: x if condition else y
+
+
+def _cache_directory() -> str:
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for source in (package / "neuron.py", *sorted((package / "event_driven").glob("*.py"))):
+        digest.update(source.read_bytes())
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+    return str(Path(base) / "eventprop" / digest.hexdigest()[:16])
+
+
+_CACHE_DIRECTORY = _cache_directory()
+
+
+def jit(function: Callable | None = None, *, parallel: bool = False):
+    """Compile with numba: cached on disk, without bounds checks, IEEE inf and NaN kept (sums may be reordered)."""
+    if function is None:
+        return lambda function: jit(function, parallel=parallel)
+    saved = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = _CACHE_DIRECTORY
+    try:
+        fastmath = {"contract", "reassoc", "nsz"}
+        return numba.njit(cache=True, error_model="numpy", fastmath=fastmath, parallel=parallel, nogil=True)(function)
+    finally:
+        numba.config.CACHE_DIR = saved

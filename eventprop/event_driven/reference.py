@@ -1,0 +1,193 @@
+"""The event-driven solver in plain torch: the reference for the numba kernels, and the solver on other devices.
+
+The same three functions as in ``kernels``, with the same arguments and results. All samples and neurons advance together
+from arrival to arrival.
+
+Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the longest row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..neuron import (
+    LIF,
+    adjoint_flow,
+    arrival_time_gradient,
+    decay,
+    flow,
+    peak_time,
+    slope,
+    spike_jump,
+)
+from ..spikes import Spikes
+from .tape import Maximum, Tape, check_finite, check_spike_count
+
+
+def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Tape:
+    """Emitted spikes of a layer at rest that receives the spikes ``time``, ``index`` [B, K] through ``weight_t`` [M, N]."""
+    v, i = _rest(time, weight_t)
+    emitted = []  # (sample, neuron, time, slope, after) of each batch of spikes
+    total = torch.zeros(len(time), dtype=torch.int64, device=time.device)
+    for e, now, until in _stretches(time, t_end):
+        i = i + _arriving(weight_t, index[:, e])  # eq. (4)
+        left = (until - now).double().expand_as(v)  # what is left of the stretch, for each neuron
+        v, i = v.double(), i.double()
+        while True:
+            dt, crossing = _next_crossing(v, i, left, neuron)
+            if not crossing.any():
+                break
+            a, s, phi = decay(torch.where(crossing, dt, 0.0), neuron.tau_mem, neuron.tau_syn)
+            i = s * i
+            v = torch.where(crossing, 0.0, v)  # eq. (3)
+            left = torch.where(crossing, (left - dt).clamp(min=0.0), left)
+            sample, n = crossing.nonzero(as_tuple=True)
+            at = torch.minimum((until.double() - left)[sample, n].to(time), until[sample, 0])
+            # a crossing whose slope is lost to rounding still has a finite gradient
+            rise = slope(i[sample, n], neuron.v_th, neuron.tau_mem).clamp(min=1e-16 * neuron.v_th / neuron.tau_mem)
+            emitted.append((sample, n, at, rise.to(time), torch.full_like(n, e)))
+            total += crossing.sum(1)
+            check_spike_count(int(total.max()))
+        a, s, phi = decay(left, neuron.tau_mem, neuron.tau_syn)
+        v, i = (x.to(weight_t) for x in flow(v, i, a, s, phi))
+    check_finite(bool(torch.isfinite(v).all() and torch.isfinite(i).all()))
+    return _sorted_tape(emitted, time, weight_t)
+
+
+def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Maximum:
+    """The maximum over time of the potential of neurons that do not spike, in closed form."""
+    v, i = _rest(time, weight_t.double())
+    best, best_time = torch.zeros_like(v), torch.full_like(v, -math.inf)
+    after = torch.full_like(v, -1, dtype=torch.int64)
+    arrival, best_slope = after.clone(), torch.zeros_like(v)
+    for e, now, until in _stretches(time, t_end):
+        i = i + _arriving(weight_t, index[:, e])  # eq. (4)
+        a, s, phi = decay((until - now).double(), neuron.tau_mem, neuron.tau_syn)
+        v_end, i_end = flow(v, i, a, s, phi)
+        rising = (i > v) & (i > best) & (until > now)
+        inside = rising & (i_end < v_end)
+        dt = peak_time(v, torch.where(inside, i, 1.0), neuron.tau_mem, neuron.tau_syn)
+        a, s, phi = decay(torch.where(inside, dt, 0.0), neuron.tau_mem, neuron.tau_syn)
+        at_peak = inside & (flow(v, i, a, s, phi)[0] > best)
+        at_end = rising & ~inside & (v_end > best)
+        peak = torch.where(at_peak, flow(v, i, a, s, phi)[0], v_end)
+        higher = at_peak | at_end
+        best = torch.where(higher, peak, best)
+        best_time = torch.where(higher, torch.where(at_peak, now + dt, until), best_time)
+        after = torch.where(higher, e, after)
+        following = torch.where(until < t_end, e + 1, -1)
+        arrival = torch.where(at_end, following, torch.where(at_peak, -1, arrival))
+        best_slope = torch.where(
+            at_end, slope(i_end, v_end, neuron.tau_mem), torch.where(at_peak, 0.0, best_slope)
+        )
+        v, i = v_end, i_end
+    check_finite(bool(torch.isfinite(v).all() and torch.isfinite(i).all()))
+    return Maximum(best.to(weight_t), best_time.to(weight_t), after, arrival, best_slope.to(weight_t))
+
+
+def adjoint(
+    time: Tensor, index: Tensor, weight_t: Tensor, tape: Tape, grad: Tensor, neuron: LIF, v_reset: float, t_end: float,
+    need_time: bool, need_weight: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dL/dtime [B, K] and dL/dweight_t [M, N] from ``grad`` [B, S] = dL/d(emitted time); empty where not needed.
+
+    ``v_reset`` is by how much a spike lowers V: v_th, or 0 for mere observations of V.
+    """
+    p, q = _rest(time, weight_t)
+    grad_weight = torch.zeros_like(weight_t if need_weight else weight_t[:0])
+    grad_time = torch.zeros_like(time if need_time else time[:, :0])
+    samples = torch.arange(len(time), device=time.device)
+    cursor = (tape.neuron >= 0).sum(1) - 1  # the last spike of each sample that is not yet walked over
+    for e, now, until in reversed(list(_stretches(time, t_end))):
+        at = until.expand_as(p)  # the time that p and q of each neuron refer to
+        while len(samples) and tape.time.shape[1]:
+            spike = cursor.clamp(min=0)
+            mine = (cursor >= 0) & (tape.after[samples, spike] == e)
+            if not mine.any():
+                break
+            sample, k = samples[mine], spike[mine]
+            n, t = tape.neuron[sample, k], tape.time[sample, k]
+            a, s, phi = decay((at[sample, n] - t).clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)
+            p_k, q_k = adjoint_flow(p[sample, n], q[sample, n], a, s, phi)
+            p_k = spike_jump(p_k, grad[sample, k], tape.slope[sample, k], v_reset, neuron.tau_mem)
+            p, q = p.index_put((sample, n), p_k), q.index_put((sample, n), q_k)
+            at = at.index_put((sample, n), t)
+            cursor = cursor - mine.long()
+        a, s, phi = decay((at - now).clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)
+        p, q = adjoint_flow(p, q, a, s, phi)
+        real = index[:, e] >= 0
+        source = index[real, e]
+        if need_weight:
+            grad_weight.index_add_(0, source, q[real])
+        if need_time:
+            share = arrival_time_gradient(p[real], q[real], weight_t[source], neuron.tau_mem, neuron.tau_syn)
+            grad_time[real, e] = share.sum(1)
+    return grad_time, grad_weight
+
+
+def _rest(time: Tensor, weight_t: Tensor) -> tuple[Tensor, Tensor]:
+    state = weight_t.new_zeros((len(time), weight_t.shape[1]))
+    return state, state
+
+
+def _stretches(time: Tensor, t_end: float):
+    """Arrival e, the time [B, 1] when it comes and the time when the stretch after it ends; in the order of e.
+
+    Of simultaneous arrivals all but the last are followed by a stretch of length 0.
+    """
+    time = time.clamp(max=t_end)
+    for e in range(time.shape[1]):
+        until = time[:, e + 1 : e + 2] if e + 1 < time.shape[1] else torch.full_like(time[:, :1], t_end)
+        yield e, time[:, e : e + 1], until
+
+
+def _arriving(weight_t: Tensor, source: Tensor) -> Tensor:
+    return torch.where((source >= 0)[:, None], weight_t[source.clamp(min=0)], 0.0)
+
+
+def _next_crossing(v: Tensor, i: Tensor, left: Tensor, neuron: LIF) -> tuple[Tensor, Tensor]:
+    """The first dt in [0, left] with V(dt) = v_th while rising (eq. 2), and where there is one; float64."""
+    tau_mem, tau_syn, v_th = neuron.tau_mem, neuron.tau_syn, neuron.v_th
+    a, s, phi = decay(left, tau_mem, tau_syn)
+    v_end, i_end = flow(v, i, a, s, phi)
+    possible = (i > v_th) & (v < v_th) & (left > 0.0)
+    peak = peak_time(torch.where(possible, v, 0.0), torch.where(possible, i, 1.0), tau_mem, tau_syn)
+    peaks = possible & (v_end < v_th) & (i_end < v_end) & (i * torch.exp(-peak / tau_syn) >= v_th)  # V = I at the peak
+    crossing = peaks | (possible & (v_end >= v_th))
+    on_threshold = (v >= v_th) & (i > v)  # only by rounding
+    v, i = torch.where(crossing, v, 0.0), torch.where(crossing, i, 2.0 * v_th)
+
+    # bisection-guarded Newton, started from the left, where it climbs monotonically (V is concave while it rises)
+    low, high = torch.zeros_like(v), torch.where(peaks, peak, left)
+    dt = low
+    for _ in range(100):
+        a, s, phi = decay(dt, tau_mem, tau_syn)
+        v_now, i_now = flow(v, i, a, s, phi)
+        below = v_now < v_th
+        low, high = torch.where(below, dt, low), torch.where(below, high, dt)
+        rise = slope(i_now, v_now, tau_mem)
+        following = dt + (v_th - v_now) / torch.where(rise > 0.0, rise, math.inf)
+        outside = (following < low) | (following > high) | (rise <= 0.0)
+        following = torch.where(outside, 0.5 * (low + high), following)
+        moved = crossing & ((following - dt).abs() > 4e-16 * following)  # two roundings
+        dt = following
+        if not moved.any():
+            break
+    return torch.where(on_threshold, 0.0, dt), crossing | on_threshold
+
+
+def _sorted_tape(emitted: list[tuple[Tensor, ...]], time: Tensor, weight_t: Tensor) -> Tape:
+    """The emitted spikes in rows, each ordered by stretch, then time, then neuron."""
+    if not emitted:
+        nothing = time.new_empty((len(time), 0))
+        return Tape(nothing, nothing.long(), nothing, nothing.long())
+    sample, n, at, rise, after = (torch.cat(part) for part in zip(*emitted, strict=True))
+    order = torch.arange(len(sample), device=time.device)
+    for key in (n, at, after, sample):
+        order = order[key[order].argsort(stable=True)]
+    spikes = Spikes.from_events(sample[order], at[order], n[order], len(time), weight_t.shape[1], rise[order])
+    rows = Spikes.from_events(sample[order], at[order], after[order], len(time), time.shape[1])
+    return Tape(spikes.time, spikes.index, spikes.slope, rows.index)

@@ -1,0 +1,123 @@
+"""The leaky integrate-and-fire neuron with an exponential synapse, and its adjoint.
+
+Every equation of the package stands here once; the rest of the code refers to it by number.
+Times are in milliseconds, potentials are relative to rest, and the reset potential is rest (0).
+
+Dynamics between, at and after events:
+
+    (1)  free flow    tau_mem dV/dt = -V + I,    tau_syn dI/dt = -I
+    (2)  transition   V(t) = v_th while rising
+    (3)  jump         V -> V - v_th  (to exactly 0, since the crossing is exact)
+    (4)  arrival      an input spike through weight w:  I -> I + w
+
+Both the neuron and its adjoint are linear between events, so each has a closed-form flow: equations (5), (6) and (8)
+below. Equations (1)-(4) and (8)-(10) are those of Wunderlich & Pehle, "Event-based backpropagation can compute exact
+gradients for spiking neural networks", Sci. Rep. 11, 12829 (2021), written with p = dL/dV and q = dL/dI; the paper's
+variables are lambda_V = -p / tau_mem and lambda_I = -q / tau_syn. Equations (5)-(7) and (12) follow from (1) by integration, in
+a form that holds for every pair of time constants.
+
+The functions take floats or tensors of any one shape, elementwise: the torch solver calls them as they are, and the
+numba kernels compile these same functions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .checks import positive
+
+
+@dataclass(frozen=True)
+class LIF:
+    """Parameters of a leaky integrate-and-fire neuron with an exponential synapse.
+
+    Args:
+        tau_mem: membrane time constant in ms, > 0.
+        tau_syn: synaptic time constant in ms, > 0; may equal ``tau_mem``.
+        v_th: firing threshold above rest, > 0.
+
+    Raises:
+        TypeError: if a parameter is not a real number.
+        ValueError: if a parameter is not positive and finite.
+
+    >>> LIF(tau_mem=20.0, tau_syn=5.0, v_th=1.0)
+    LIF(tau_mem=20.0, tau_syn=5.0, v_th=1.0)
+    """
+
+    tau_mem: float = 20.0
+    tau_syn: float = 5.0
+    v_th: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("tau_mem", "tau_syn", "v_th"):
+            object.__setattr__(self, name, positive(name, getattr(self, name)))
+
+    @property
+    def minimum_weight(self) -> float:
+        """The smallest weight with which one input spike alone makes a neuron at rest fire."""
+        rest, unit = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        _, _, psp = decay(peak_time(rest, unit, self.tau_mem, self.tau_syn), self.tau_mem, self.tau_syn)
+        return self.v_th / psp.item()
+
+
+def decay(dt, tau_mem, tau_syn):
+    """Eq. (5): the coefficients (a, s, phi) of the flow over an interval of length ``dt`` >= 0.
+
+    a and s are the decay of the membrane and of the synapse; phi is the postsynaptic potential of a unit input. With the
+    slower of the two exponentials as a factor, h is taken at z <= 0, where it neither cancels nor overflows:
+
+        a = exp(-dt/tau_mem)    s = exp(-dt/tau_syn)
+        phi = (dt/tau_mem) max(a, s) h(z),    h(z) = expm1(z)/z, h(0) = 1,    z = -dt |1/tau_syn - 1/tau_mem|
+    """
+    a = torch.exp(-dt / tau_mem)
+    s = torch.exp(-dt / tau_syn)
+    z = -dt * abs(1.0 / tau_syn - 1.0 / tau_mem)
+    h = torch.where(z < 0.0, torch.expm1(z) / torch.where(z < 0.0, z, -1.0), 1.0)
+    return a, s, dt / tau_mem * torch.maximum(a, s) * h
+
+
+def flow(v, i, a, s, phi):
+    """Eq. (6): potential and current after the interval that ``decay`` describes."""
+    return a * v + phi * i, s * i
+
+
+def integrated_psp(dt, tau_mem, tau_syn):
+    """Eq. (12): the integral of phi from 0 to ``dt``, from tau_mem dphi/dt = s - phi."""
+    _, s, phi = decay(dt, tau_mem, tau_syn)
+    return tau_syn * (1.0 - s) - tau_mem * phi
+
+
+def slope(i, v, tau_mem):
+    """Eq. (1): the slope dV/dt of the potential."""
+    return (i - v) / tau_mem
+
+
+def peak_time(v, i, tau_mem, tau_syn):
+    """Eq. (7): the time from now to the one maximum of V, for a potential that rises now (i > v, i > 0).
+
+    t* = -log1p(x)/rate with x = rate tau_syn (v - i)/i and rate = 1/tau_syn - 1/tau_mem; +inf where there is no maximum
+    (x <= -1: V creeps up to rest).
+    """
+    first = tau_syn * (i - v) / i
+    x = -(1.0 / tau_syn - 1.0 / tau_mem) * first
+    inside = torch.where(x > -1.0, x, -0.5)
+    ratio = torch.where(inside == 0.0, 1.0, torch.log1p(inside) / torch.where(inside == 0.0, 1.0, inside))
+    return torch.where(x > -1.0, first * ratio, math.inf)
+
+
+def adjoint_flow(p, q, a, s, phi):
+    """Eq. (8): the adjoint variables p = dL/dV and q = dL/dI at the start of an interval, from those at its end."""
+    return a * p, s * q + phi * p
+
+
+def spike_jump(p, grad, slope, v_th, tau_mem):
+    """Eq. (9): p just before an own spike, from p just after it and the upstream gradient ``grad`` = dL/dt_k."""
+    return p - (grad - v_th / tau_mem * p) / slope
+
+
+def arrival_time_gradient(p, q, weight, tau_mem, tau_syn):
+    """Eq. (10): dL/dt of an arriving spike through ``weight``; its dL/dw is q itself."""
+    return weight * (q / tau_syn - p / tau_mem)

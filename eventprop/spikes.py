@@ -1,0 +1,238 @@
+"""Spike trains: the type that layers map to one another, and its conversions.
+
+Shapes: B samples, N neurons, K spikes in the longest row, T bins.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .checks import positive, whole
+
+FLOATS = (torch.float32, torch.float64)
+INTEGERS = (torch.int16, torch.int32, torch.int64)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Spikes:
+    """A batch of spike trains in continuous time, differentiable in ``time``.
+
+    Args:
+        time: [B, K] spike times in ms, each row ascending and padded with +inf; float32 or float64.
+        index: [B, K] the neuron of each spike, padded with -1; int16, int32 or int64.
+        num_neurons: how many neurons there are, silent ones included.
+        slope: [B, K] dV/dt at each spike in 1/ms, for spikes that a neuron emitted; None for encoded data. Small slopes
+            mark grazing crossings, whose gradient is large (eq. 9 divides by the slope).
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described; the message names it.
+
+    >>> spikes = Spikes(torch.tensor([[1.0, 3.0, 7.0]]), torch.tensor([[1, 0, 1]]), num_neurons=3)
+    >>> spikes.first_spike_time()
+    tensor([[3., 1., inf]])
+    >>> spikes.count()
+    tensor([[1, 2, 0]])
+    """
+
+    time: Tensor
+    index: Tensor
+    num_neurons: int
+    slope: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.time, self.index, self.num_neurons)
+
+    @classmethod
+    def _trusted(cls, time: Tensor, index: Tensor, num_neurons: int, slope: Tensor | None = None) -> Spikes:
+        """Build without checks, for rows that this package made itself."""
+        spikes = object.__new__(cls)
+        for name, value in (("time", time), ("index", index), ("num_neurons", num_neurons), ("slope", slope)):
+            object.__setattr__(spikes, name, value)
+        return spikes
+
+    @classmethod
+    def from_times(cls, times: Tensor) -> Spikes:
+        """Build from spike times per neuron.
+
+        Args:
+            times: [B, N] or [B, N, R] times in ms in any order, +inf where there is no spike.
+        """
+        _check_float("times", times)
+        if times.dim() not in (2, 3):
+            raise ValueError(f"times must have shape [B, N] or [B, N, R], got {list(times.shape)}")
+        if torch.isnan(times).any() or torch.isneginf(times).any():
+            raise ValueError("times must be finite, or +inf where a neuron is silent; got NaN or -inf")
+        num_neurons = times.shape[1]
+        time, order = times.flatten(1).sort(dim=1, stable=True)
+        index = order // times.shape[2] if times.dim() == 3 else order
+        index = index.masked_fill(torch.isinf(time), -1)
+        return cls._trusted(time, index, num_neurons)._trimmed()
+
+    @classmethod
+    def from_raster(cls, raster: Tensor, dt: float) -> Spikes:
+        """Build from spike counts per bin; a spike in bin i is placed at the start of the bin, i * dt.
+
+        Args:
+            raster: [T, B, N] non-negative whole numbers, of any dtype.
+            dt: width of a bin in ms, > 0.
+        """
+        dt = positive("dt", dt)
+        if raster.dim() != 3:
+            raise ValueError(f"raster must have shape [T, B, N], got {list(raster.shape)}")
+        counts = raster.to(torch.int64)
+        if (counts < 0).any() or (counts != raster).any():
+            raise ValueError("raster must hold whole numbers >= 0 (spike counts per bin); round or clip it first")
+        dtype = raster.dtype if raster.dtype in FLOATS else torch.get_default_dtype()
+        sample, step, neuron = counts.transpose(0, 1).nonzero(as_tuple=True)
+        repeats = counts[step, sample, neuron]
+        sample, step, neuron = (x.repeat_interleave(repeats) for x in (sample, step, neuron))
+        return cls.from_events(sample, step.to(dtype) * dt, neuron, raster.shape[1], raster.shape[2])
+
+    @classmethod
+    def from_events(
+        cls, sample: Tensor, time: Tensor, neuron: Tensor, batch_size: int, num_neurons: int, slope: Tensor | None = None
+    ) -> Spikes:
+        """Build from flat lists of spikes, each [S], ordered by sample and, within a sample, by time."""
+        counts = torch.bincount(sample, minlength=batch_size)
+        column = torch.arange(len(sample), device=sample.device) - (counts.cumsum(0) - counts)[sample]
+        shape = (batch_size, int(counts.max()) if len(sample) else 0)
+
+        def rows(values: Tensor, padding: float) -> Tensor:
+            return values.new_full(shape, padding).index_put((sample, column), values)
+
+        return cls._trusted(
+            rows(time, math.inf), rows(neuron, -1), num_neurons, None if slope is None else rows(slope, math.inf)
+        )
+
+    @property
+    def batch_size(self) -> int:
+        return self.time.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.time.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.time.dtype
+
+    def first_spike_time(self) -> Tensor:
+        """[B, N] time of each neuron's first spike in ms; +inf, with gradient 0, where it is silent."""
+        rows, columns = self.time.shape
+        neuron = self.index.long() % (self.num_neurons + 1)  # padding (-1) becomes the extra neuron N
+        position = torch.full((rows, self.num_neurons + 1), columns, device=self.device)
+        rank = torch.arange(columns, device=self.device).expand(rows, columns)
+        position = position.scatter_reduce(1, neuron, rank, "amin")[:, :-1]
+        never = self.time.new_full((rows, 1), math.inf)
+        return torch.cat([self.time, never], dim=1).gather(1, position)
+
+    def count(self) -> Tensor:
+        """[B, N] number of spikes of each neuron, int64."""
+        neuron = self.index.long() % (self.num_neurons + 1)
+        zeros = torch.zeros((self.batch_size, self.num_neurons + 1), dtype=torch.int64, device=self.device)
+        return zeros.scatter_add(1, neuron, torch.ones_like(neuron))[:, :-1]
+
+    def to_times(self, k: int | None = None) -> Tensor:
+        """[B, N, k] the first ``k`` spike times of each neuron in ms, padded with +inf; all of them if ``k`` is None."""
+        if k is None:
+            k = int(self.count().max()) if self.time.numel() else 0
+        else:
+            whole("k", k, minimum=1)
+        rows, silent = self.batch_size, self.num_neurons
+        neuron, order = (self.index.long() % (silent + 1)).sort(dim=1, stable=True)
+        first = torch.searchsorted(neuron, torch.arange(silent + 1, device=self.device).expand(rows, -1).contiguous())
+        rank = torch.arange(neuron.shape[1], device=self.device) - first.gather(1, neuron)
+        kept = (neuron < silent) & (rank < k)
+        target = torch.where(kept, neuron * k + rank, silent * k)  # one column more, for what is not kept
+        times = self.time.new_full((rows, silent * k + 1), math.inf).scatter(1, target, self.time.gather(1, order))
+        return times[:, :-1].reshape(rows, silent, k)
+
+    def to_raster(self, dt: float, t_end: float) -> Tensor:
+        """[T, B, N] spike counts in the bins [i dt, (i + 1) dt), the last of which includes ``t_end``.
+
+        Raises:
+            ValueError: if ``t_end`` is not a whole number of bins, or a spike lies outside [0, t_end].
+        """
+        dt, t_end = positive("dt", dt), positive("t_end", t_end)
+        steps = round(t_end / dt)
+        if steps < 1 or not math.isclose(steps * dt, t_end, rel_tol=1e-9):  # rounding of t_end/dt is ~1e-16
+            below, above = max(1, math.floor(t_end / dt)) * dt, math.ceil(t_end / dt) * dt
+            raise ValueError(f"t_end must be a whole number of steps dt={dt}: {below} or {above} would fit, got {t_end}")
+        real = self.index >= 0
+        outside = real & ((self.time < 0) | (self.time > t_end))
+        if outside.any():
+            raise ValueError(f"{int(outside.sum())} spikes lie outside [0, t_end={t_end}]; choose a larger t_end")
+        sample, column = real.nonzero(as_tuple=True)
+        time = self.time.detach()[sample, column]
+        step = (time / dt).floor()
+        step += ((step + 1) * dt <= time).to(time) - (step * dt > time).to(time)  # undo the rounding of time / dt
+        step = step.long().clamp(max=steps - 1)
+        raster = time.new_zeros((steps, self.batch_size, self.num_neurons))
+        where = (step, sample, self.index.long()[sample, column])
+        return raster.index_put(where, torch.ones_like(time), accumulate=True)
+
+    def select(self, rows: Tensor) -> Spikes:
+        """The samples ``rows`` (int64 [b]), without the padding that only other samples need."""
+        slope = None if self.slope is None else self.slope[rows]
+        return self._trusted(self.time[rows], self.index[rows], self.num_neurons, slope)._trimmed()
+
+    def to(self, *args, **kwargs) -> Spikes:
+        """Move to a device or convert the times to a dtype, as ``Tensor.to``."""
+        time = self.time.to(*args, **kwargs)
+        _check_float("dtype", time)
+        slope = None if self.slope is None else self.slope.to(time)
+        return self._trusted(time, self.index.to(time.device), self.num_neurons, slope)
+
+    def detach(self) -> Spikes:
+        """The same spikes, cut from the autograd graph."""
+        return self._trusted(self.time.detach(), self.index, self.num_neurons, self.slope)
+
+    def _trimmed(self) -> Spikes:
+        columns = int((self.index >= 0).sum(1).max()) if self.index.numel() else 0
+        slope = None if self.slope is None else self.slope[:, :columns]
+        return self._trusted(self.time[:, :columns], self.index[:, :columns], self.num_neurons, slope)
+
+    def __repr__(self) -> str:
+        spikes = int((self.index >= 0).sum())
+        return (
+            f"Spikes(batch_size={self.batch_size}, num_neurons={self.num_neurons}, spikes={spikes}, "
+            f"dtype={self.dtype}, device='{self.device}')"
+        )
+
+
+def _check_float(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}; convert with .float() or .double()")
+
+
+def _check(time: Tensor, index: Tensor, num_neurons: int) -> None:
+    _check_float("time", time)
+    if not isinstance(index, Tensor):
+        raise TypeError(f"index must be a torch.Tensor, got {type(index).__name__}")
+    if index.dtype not in INTEGERS:
+        raise TypeError(f"index must be int16, int32 or int64, got {index.dtype}; convert with .long()")
+    whole("num_neurons", num_neurons)
+    if time.dim() != 2:
+        raise ValueError(f"time must have shape [B, K], got {list(time.shape)}")
+    if index.shape != time.shape:
+        raise ValueError(f"index must have the shape of time {list(time.shape)}, got {list(index.shape)}")
+    if index.device != time.device:
+        raise ValueError(f"index must be on the device of time ({time.device}), got {index.device}")
+    if index.numel() and (index.min() < -1 or index.max() >= num_neurons):
+        raise ValueError(
+            f"index must lie in [0, num_neurons={num_neurons}), or be -1 for padding, "
+            f"got values from {int(index.min())} to {int(index.max())}"
+        )
+    if torch.isnan(time).any() or torch.isneginf(time).any():
+        raise ValueError("time must be finite, or +inf for padding; got NaN or -inf")
+    if (time[:, 1:] < time[:, :-1]).any():
+        row = int((time[:, 1:] < time[:, :-1]).any(1).nonzero()[0])
+        raise ValueError(f"time must ascend along each row, row {row} does not; Spikes.from_times sorts for you")
+    if (torch.isinf(time) != (index == -1)).any():
+        raise ValueError("time and index must agree on padding: time is +inf exactly where index is -1")

@@ -42,13 +42,13 @@ class _Synapses(nn.Module):
         self.weight = nn.Parameter(torch.empty(in_features, out_features, device=device, dtype=dtype).t())
         self.reset_parameters()
 
-    def reset_parameters(self, mean: float = 1.5, std: float = 2.0) -> None:
+    def reset_parameters(self, mean: float = 0.5, std: float = 2.0) -> None:
         """Draw the weights from a normal distribution that makes neurons fire, whatever the number of inputs.
 
         With w_min the smallest weight with which a single spike fires the neuron (``LIF.minimum_weight``), M inputs of
         mean weight ``mean`` w_min / M that all spiked at once would raise V to ``mean`` v_th; the standard deviation
-        ``std`` w_min / sqrt(M) makes V fluctuate by about ``std`` v_th. Sparse input then fires few neurons, dense input
-        fires most, and activity neither dies nor explodes with depth.
+        ``std`` w_min / sqrt(M) makes V fluctuate by about ``std`` v_th. So sparse input fires some neurons and dense input
+        about half of them, in one layer after another.
         """
         unit = self.neuron.minimum_weight
         nn.init.normal_(self.weight, mean * unit / self.in_features, std * unit / math.sqrt(self.in_features))

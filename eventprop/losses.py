@@ -1,14 +1,19 @@
-"""Losses on spike times, and how to read a class off an output."""
+"""Losses on the output of a network, and the objectives that the training command chooses from.
+
+An objective is a loss together with the output layer it needs and the way to read a class off that layer's output.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import positive
+from .layers import LeakyReadout, SpikingLinear
 from .spikes import Spikes
 
 
@@ -53,3 +58,55 @@ def check_target(target: Tensor, output: Tensor) -> None:
         raise ValueError(
             f"target must lie in [0, {output.shape[1]}), got values from {int(target.min())} to {int(target.max())}"
         )
+
+
+@dataclass(frozen=True)
+class FirstSpike:
+    """The class is the output neuron that spikes first; the loss is ``first_spike_cross_entropy``."""
+
+    tau0: float = 0.5
+    tau1: float = 6.4
+    alpha: float = 3e-3
+
+    def output_layer(self, in_features: int, num_classes: int, **synapses) -> SpikingLinear:
+        return SpikingLinear(in_features, num_classes, **synapses)
+
+    def __call__(self, output: Spikes, target: Tensor) -> Tensor:
+        return first_spike_cross_entropy(output, target, self.tau0, self.tau1, self.alpha)
+
+    def predict(self, output: Spikes) -> Tensor:
+        """[B] class numbers; -1 where every output neuron is silent, which is never right."""
+        time, neuron = output.first_spike_time().min(dim=1)
+        return neuron.masked_fill(torch.isinf(time), -1)
+
+
+class _Voltage:
+    """The class is the neuron with the highest potential, by one reduction over time; the loss is cross-entropy."""
+
+    reduce: str
+
+    def output_layer(self, in_features: int, num_classes: int, **synapses) -> LeakyReadout:
+        return LeakyReadout(in_features, num_classes, reduce=self.reduce, **synapses)
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        check_target(target, output)
+        return F.cross_entropy(output, target)
+
+    def predict(self, output: Tensor) -> Tensor:
+        """[B] class numbers."""
+        return output.argmax(dim=1)
+
+
+class MaxVoltage(_Voltage):
+    """Cross-entropy on the maximum over time of the potential of a leaky readout."""
+
+    reduce = "max"
+
+
+class MeanVoltage(_Voltage):
+    """Cross-entropy on the time-averaged potential of a leaky readout."""
+
+    reduce = "mean"
+
+
+Objective = FirstSpike | MaxVoltage | MeanVoltage

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .checks import positive, whole
 
@@ -107,6 +108,19 @@ class Spikes:
         return cls._trusted(
             rows(time, math.inf), rows(neuron, -1), num_neurons, None if slope is None else rows(slope, math.inf)
         )
+
+    @classmethod
+    def cat(cls, parts: list[Spikes]) -> Spikes:
+        """The samples of all ``parts``, which have the same neurons, one after the other."""
+        columns = max(part.time.shape[1] for part in parts)
+        if len({part.num_neurons for part in parts}) != 1:
+            raise ValueError(f"parts must have equal num_neurons, got {[part.num_neurons for part in parts]}")
+
+        def stack(rows: list[Tensor], padding: float) -> Tensor:
+            return torch.cat([F.pad(row, (0, columns - row.shape[1]), value=padding) for row in rows])
+
+        time = stack([part.time for part in parts], math.inf)
+        return cls._trusted(time, stack([part.index for part in parts], -1), parts[0].num_neurons)
 
     @property
     def batch_size(self) -> int:

@@ -1,0 +1,201 @@
+"""The configuration: what each group may choose from, and the checks that stand between a typing mistake and a run.
+
+Every group names one of the functions or classes below; its other keys are that callable's own parameters. So the schema
+of a group is a signature: an unknown key, a wrong type or a missing value is an error that names the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from .checks import choice, positive, whole
+from .data import load_fashion_mnist, load_mnist, load_yin_yang
+from .encoders import binary_latency_encode, latency_encode
+from .event_driven import EventDriven
+from .losses import FirstSpike, MaxVoltage, MeanVoltage
+from .networks import fully_connected
+from .neuron import LIF
+
+HERE = Path(__file__).parent
+# a wheel carries the configuration inside the package, a checkout has it beside the package
+CONFIG_DIRECTORY = str(next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir()))
+
+
+class ConfigError(ValueError):
+    """A mistake in the configuration; the message names the key."""
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam with a learning rate that is multiplied by ``decay`` after every epoch."""
+
+    lr: float = 5e-3
+    decay: float = 1.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        positive("optimizer.lr", self.lr)
+        positive("optimizer.decay", self.decay)
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"optimizer.weight_decay must be >= 0 and finite, got {self.weight_decay}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train.
+
+    Attributes:
+        epochs, batch_size: whole numbers >= 1.
+        silent: what to do after each epoch about hidden neurons that never fired in it: "none", or "bump", which raises all
+            their incoming weights by ``bump`` times the weight with which one spike of every input would fire them.
+        device: of the network and the data, as torch names it.
+        dtype: "float32" or "float64".
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    silent: str = "none"
+    bump: float = 0.1
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        whole("train.epochs", self.epochs, minimum=1)
+        whole("train.batch_size", self.batch_size, minimum=1)
+        choice("train.silent", self.silent, ("none", "bump"))
+        positive("train.bump", self.bump)
+        choice("train.dtype", self.dtype, ("float32", "float64"))
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"train.device {self.device!r} cannot be used here: {error}") from error
+
+
+@dataclass(frozen=True)
+class Logging:
+    """``progress``: "bar", "lines" (one per epoch), or "auto": a bar on a terminal, lines elsewhere."""
+
+    progress: str = "auto"
+
+    def __post_init__(self) -> None:
+        choice("logger.progress", self.progress, ("auto", "bar", "lines"))
+
+
+GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
+    "data": {"mnist": load_mnist, "fashion_mnist": load_fashion_mnist, "yin_yang": load_yin_yang},
+    "encoder": {"latency": latency_encode, "binary_latency": binary_latency_encode},
+    "model": {"fully_connected": fully_connected},
+    "neuron": {"lif": LIF},
+    "solver": {"event_driven": EventDriven},
+    "loss": {"first_spike": FirstSpike, "max_voltage": MaxVoltage, "mean_voltage": MeanVoltage},
+    "optimizer": {"adam": Adam},
+    "train": {"default": Training},
+    "logger": {"default": Logging},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration. Groups whose callable still needs data (data, encoder, model) are partial functions."""
+
+    experiment: str
+    seed: int
+    data: Callable[..., Any]
+    encoder: Callable[..., Any]
+    model: Callable[..., Any]
+    neuron: LIF
+    solver: EventDriven
+    loss: FirstSpike | MaxVoltage | MeanVoltage
+    optimizer: Adam
+    train: Training
+    logger: Logging
+
+
+def parse(config: DictConfig) -> Config:
+    """Check a composed configuration and build what it names.
+
+    Raises:
+        ConfigError: if a key is unknown or missing, or a value has the wrong type or is out of range.
+    """
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    _check_keys("", resolved, ["experiment", "seed", *GROUPS])
+    for key, kind in (("experiment", str), ("seed", int)):
+        _check_type(key, resolved[key], kind)
+    try:
+        whole("seed", resolved["seed"])
+        return Config(
+            experiment=resolved["experiment"],
+            seed=resolved["seed"],
+            **{group: _build(group, resolved[group]) for group in GROUPS},
+        )
+    except (ValueError, TypeError) as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
+
+
+def _build(group: str, node: object) -> Any:
+    if not isinstance(node, dict) or "name" not in node:
+        raise ConfigError(f"{group} must be a group with a name, such as {group}={next(iter(GROUPS[group]))}; got {node!r}")
+    name = node["name"]
+    if name not in GROUPS[group]:
+        raise ConfigError(f"{group}.name must be one of {', '.join(GROUPS[group])}, got {name!r}")
+    target = GROUPS[group][name]
+    options = _options(target)
+    values = {key: value for key, value in node.items() if key != "name"}
+    _check_keys(group, values, list(options))
+    for key, kind in options.items():
+        _check_type(f"{group}.{key}", values[key], kind)
+    return target(**values) if inspect.isclass(target) else functools.partial(target, **values)
+
+
+def _options(target: Callable[..., Any]) -> dict[str, Any]:
+    """Names and types of the parameters that a configuration sets: all with a default, and the keyword-only ones."""
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    parameters = inspect.signature(target).parameters.values()
+    return {
+        p.name: hints[p.name]
+        for p in parameters
+        if p.kind != p.VAR_KEYWORD and (p.kind == p.KEYWORD_ONLY or p.default is not p.empty or inspect.isclass(target))
+    }
+
+
+def _check_keys(group: str, found: dict, expected: list[str]) -> None:
+    prefix = f"{group}." if group else ""
+    for key in found:
+        if key not in expected:
+            close = difflib.get_close_matches(str(key), expected, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"allowed are {', '.join(expected) or 'none'}"
+            raise ConfigError(f"unknown key {prefix}{key}; {hint}")
+    for key in expected:
+        if key not in found:
+            raise ConfigError(f"missing key {prefix}{key}")
+
+
+def _check_type(key: str, value: object, kind: Any) -> None:
+    if not _matches(value, kind):
+        name = kind.__name__ if isinstance(kind, type) else str(kind)
+        raise ConfigError(f"{key} must be of type {name}, got {value!r} of type {type(value).__name__}")
+
+
+def _matches(value: object, kind: Any) -> bool:
+    if isinstance(kind, types.UnionType):
+        return any(_matches(value, option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_matches(item, typing.get_args(kind)[0]) for item in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)

@@ -1,0 +1,114 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..config import Config
+from ..data import Dataset
+from .data import EncodedSplit, encode, epoch_order
+from .metrics import HiddenActivity, Score
+from .policies import bump_silent
+from .run_log import RunDirectory, versions
+
+log = logging.getLogger(__name__)
+
+EVALUATION_BATCH = 500
+
+
+def train(config: Config, directory: RunDirectory) -> dict[str, Any]:
+    """Train the network that ``config`` describes; return the summary that is also written to ``directory``."""
+    torch.manual_seed(config.seed)
+    dataset: Dataset = config.data()
+    dtype = getattr(torch, config.train.dtype)
+    training, test = (encode(split, config.encoder, dtype, config.train.device) for split in (dataset.train, dataset.test))
+    log.info("%s from %s: %d training and %d test samples", dataset.name, dataset.source, len(training), len(test))
+
+    network = config.model(
+        training.spikes.num_neurons, dataset.num_classes, config.loss, config.neuron, config.solver,
+        device=config.train.device, dtype=dtype,
+    )  # fmt: skip
+    log.info("%s", network)
+    settings = config.optimizer
+    optimizer = torch.optim.Adam(network.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, settings.decay)
+
+    begin, seconds, metrics = time.perf_counter(), [], {}
+    for epoch in range(config.train.epochs):
+        epoch_begin = time.perf_counter()
+        metrics = {"epoch": epoch + 1, "learning_rate": scheduler.get_last_lr()[0]}
+        metrics |= train_epoch(config, network, optimizer, training, epoch)
+        scheduler.step()
+        seconds.append(time.perf_counter() - epoch_begin)
+        metrics |= evaluate(config, network, test) | {"seconds": seconds[-1]}
+        directory.epoch(metrics)
+        directory.checkpoint(
+            {"epoch": epoch + 1, "model": network.state_dict(), "optimizer": optimizer.state_dict(),
+             "scheduler": scheduler.state_dict()}
+        )  # fmt: skip
+        log.info(
+            "epoch %d/%d  train loss %.4f accuracy %.2f %%  test loss %.4f accuracy %.2f %%  hidden spikes %.1f  %.1f s",
+            epoch + 1, config.train.epochs, metrics["train_loss"], 100 * metrics["train_accuracy"],
+            metrics["test_loss"], 100 * metrics["test_accuracy"], metrics["hidden_spikes_per_sample"], seconds[-1],
+        )  # fmt: skip
+
+    summary = {
+        "experiment": config.experiment,
+        "method": "eventprop",
+        **{key: metrics[key] for key in ("test_accuracy", "test_loss", "train_accuracy")},
+        "epochs": config.train.epochs,
+        "seed": config.seed,
+        "train_seconds": time.perf_counter() - begin,
+        "seconds_per_epoch": seconds,
+        "dataset": {
+            "name": dataset.name, "source": dataset.source, "n_train": len(training), "n_test": len(test),
+        },
+        "num_parameters": sum(p.numel() for p in network.parameters()),
+        **{k: metrics[k] for k in ("hidden_spikes_per_sample", "silent_fraction", "grazing_spikes_per_sample")},
+        "device": config.train.device,
+        "dtype": config.train.dtype,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }  # fmt: skip
+    directory.summary(summary)
+    return summary
+
+
+def train_epoch(
+    config: Config, network: nn.Sequential, optimizer: torch.optim.Optimizer, data: EncodedSplit, epoch: int
+) -> dict[str, float]:
+    """One pass over the training data: a gradient step per batch."""
+    score, activity = Score(), HiddenActivity(network)
+    batches = data.batches(config.train.batch_size, epoch_order(len(data), config.seed, epoch))
+    total = -(-len(data) // config.train.batch_size)
+    bar = config.logger.progress == "bar" or (config.logger.progress == "auto" and sys.stderr.isatty())
+    with activity:
+        for spikes, target in tqdm(batches, f"epoch {epoch + 1}", total, leave=False, disable=not bar):
+            output = network(spikes)
+            loss = config.loss(output, target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            score.add(loss, config.loss.predict(output), target)
+    metrics = score.summary("train") | activity.summary()
+    if config.train.silent == "bump":
+        layers = zip(activity.layers, activity.silent(), strict=True)
+        metrics["bumped_neurons"] = sum(bump_silent(layer, silent, config.train.bump) for layer, silent in layers)
+    return metrics
+
+
+@torch.no_grad()
+def evaluate(config: Config, network: nn.Sequential, data: EncodedSplit) -> dict[str, float]:
+    """Loss and accuracy on the test data."""
+    score = Score()
+    for spikes, target in data.batches(EVALUATION_BATCH):
+        output = network(spikes)
+        score.add(config.loss(output, target), config.loss.predict(output), target)
+    return score.summary("test")

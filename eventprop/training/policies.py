@@ -1,0 +1,22 @@
+"""What training may do about neurons that an exact gradient cannot reach.
+
+A neuron that never fires has gradient zero, so it stays silent. The default leaves it alone; "bump" is the alternative.
+(What to do about grazing spikes is an option of the solver, since it concerns the backward pass.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..layers import SpikingLinear
+
+
+@torch.no_grad()
+def bump_silent(layer: SpikingLinear, silent: Tensor, amount: float) -> int:
+    """Raise all incoming weights of the ``silent`` [N] neurons; return how many neurons that are.
+
+    ``amount`` is in units of the weight with which one simultaneous spike of every input would just fire the neuron.
+    """
+    layer.weight[silent.to(layer.weight.device)] += amount * layer.neuron.minimum_weight / layer.in_features
+    return int(silent.sum())

@@ -1,0 +1,30 @@
+"""Shared problems: networks and spike trains with several spikes per neuron."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear
+
+TAU_RATIOS = {"4": (20.0, 5.0), "2": (20.0, 10.0), "1": (10.0, 10.0), "0.6": (6.0, 10.0)}
+
+
+@pytest.fixture(params=TAU_RATIOS.values(), ids=[f"tau_mem/tau_syn={name}" for name in TAU_RATIOS])
+def neuron(request) -> LIF:
+    """Neurons of every ratio of the time constants that has its own closed form, and one that has none."""
+    tau_mem, tau_syn = request.param
+    return LIF(tau_mem=tau_mem, tau_syn=tau_syn)
+
+
+def random_spikes(batch: int, neurons: int, per_neuron: int = 2, window: float = 20.0, dtype=torch.float64) -> Spikes:
+    return Spikes.from_times(torch.rand(batch, neurons, per_neuron, dtype=dtype) * window)
+
+
+def random_network(sizes: list[int], neuron: LIF, solver: EventDriven, readout: str | None = None) -> torch.nn.Sequential:
+    """Layers of ``SpikingLinear``; the last is a ``LeakyReadout`` if ``readout`` names a reduction."""
+    options = {"neuron": neuron, "solver": solver, "dtype": torch.float64}
+    layers = [SpikingLinear(m, n, **options) for m, n in zip(sizes[:-1], sizes[1:], strict=True)]
+    if readout is not None:
+        layers[-1] = LeakyReadout(sizes[-2], sizes[-1], reduce=readout, **options)
+    return torch.nn.Sequential(*layers)

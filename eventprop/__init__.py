@@ -2,6 +2,7 @@
 
 from .encoders import binary_latency_encode, latency_encode
 from .event_driven import EventDriven
+from .gradcheck import GradientReport, check_gradients
 from .layers import LeakyReadout, SpikingLinear
 from .losses import first_spike_cross_entropy
 from .neuron import LIF
@@ -10,10 +11,12 @@ from .spikes import Spikes
 __all__ = [
     "LIF",
     "EventDriven",
+    "GradientReport",
     "LeakyReadout",
     "Spikes",
     "SpikingLinear",
     "binary_latency_encode",
+    "check_gradients",
     "first_spike_cross_entropy",
     "latency_encode",
 ]

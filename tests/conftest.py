@@ -7,6 +7,8 @@ import torch
 
 from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear
 
+torch.set_num_threads(1)  # the problems are tiny: a second thread would only wait
+
 TAU_RATIOS = {"4": (20.0, 5.0), "2": (20.0, 10.0), "1": (10.0, 10.0), "0.6": (6.0, 10.0)}
 
 
@@ -22,9 +24,14 @@ def random_spikes(batch: int, neurons: int, per_neuron: int = 2, window: float =
 
 
 def random_network(sizes: list[int], neuron: LIF, solver: EventDriven, readout: str | None = None) -> torch.nn.Sequential:
-    """Layers of ``SpikingLinear``; the last is a ``LeakyReadout`` if ``readout`` names a reduction."""
+    """Layers of ``SpikingLinear`` that emit several spikes per neuron; the last is a ``LeakyReadout`` if ``readout`` names
+    a reduction."""
     options = {"neuron": neuron, "solver": solver, "dtype": torch.float64}
     layers = [SpikingLinear(m, n, **options) for m, n in zip(sizes[:-1], sizes[1:], strict=True)]
     if readout is not None:
         layers[-1] = LeakyReadout(sizes[-2], sizes[-1], reduce=readout, **options)
+    # one spike of every input brings the charge of 3 +- 2 output spikes
+    charge = neuron.v_th * neuron.tau_mem / neuron.tau_syn / neuron.minimum_weight
+    for layer in layers:
+        layer.reset_parameters(mean=3.0 * charge, std=2.0 * charge)
     return torch.nn.Sequential(*layers)

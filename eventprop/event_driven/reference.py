@@ -182,8 +182,8 @@ def _next_crossing(v: Tensor, i: Tensor, left: Tensor, neuron: LIF) -> tuple[Ten
 def _sorted_tape(emitted: list[tuple[Tensor, ...]], time: Tensor, weight_t: Tensor) -> Tape:
     """The emitted spikes in rows, each ordered by stretch, then time, then neuron."""
     if not emitted:
-        nothing = time.new_empty((len(time), 0))
-        return Tape(nothing, nothing.long(), nothing, nothing.long())
+        times, integers = ([time.new_empty((len(time), 0), dtype=dtype) for _ in range(2)] for dtype in (time.dtype, torch.int64))
+        return Tape(times[0], integers[0], times[1], integers[1])
     sample, n, at, rise, after = (torch.cat(part) for part in zip(*emitted, strict=True))
     order = torch.arange(len(sample), device=time.device)
     for key in (n, at, after, sample):

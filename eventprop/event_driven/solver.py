@@ -143,12 +143,17 @@ class _MaximumVoltage(torch.autograd.Function):
             return None, None, None, None, None
         time, index, weight, *maximum = ctx.saved_tensors
         maximum = Maximum(*maximum)
-        after, neuron = maximum.after.sort(dim=1)
-        neuron = neuron.masked_fill(after < 0, -1)
-        tape = Tape(maximum.time.gather(1, neuron.clamp(min=0)), neuron, -torch.ones_like(grad), after)
+        never = maximum.after < 0
+        order = maximum.after.masked_fill(never, time.shape[1]).argsort(dim=1)  # padding last
+        tape = Tape(
+            time=maximum.time.gather(1, order),
+            neuron=order.masked_fill(never.gather(1, order), -1),
+            slope=-torch.ones_like(grad),
+            after=maximum.after.gather(1, order),
+        )
         grad_time, grad_weight_t = ctx.solver._backend(weight.device).adjoint(
-            time, index, weight.t().contiguous(), tape, grad.gather(1, neuron.clamp(min=0)), ctx.neuron, 0.0,
-            ctx.solver.t_end, *ctx.needs_input_grad[0:3:2],
+            time, index, weight.t().contiguous(), tape, grad.gather(1, order), ctx.neuron, 0.0, ctx.solver.t_end,
+            *ctx.needs_input_grad[0:3:2],
         )  # fmt: skip
         need_time, _, need_weight, *_ = ctx.needs_input_grad
         if need_time and grad_time.shape[1]:

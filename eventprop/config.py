@@ -46,10 +46,10 @@ class Adam:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        positive("optimizer.lr", self.lr)
-        positive("optimizer.decay", self.decay)
+        positive("lr", self.lr)
+        positive("decay", self.decay)
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"optimizer.weight_decay must be >= 0 and finite, got {self.weight_decay}")
+            raise ValueError(f"weight_decay must be >= 0 and finite, got {self.weight_decay}")
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ class Training:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        whole("train.epochs", self.epochs, minimum=1)
-        whole("train.batch_size", self.batch_size, minimum=1)
-        choice("train.silent", self.silent, ("none", "bump"))
-        positive("train.bump", self.bump)
-        choice("train.dtype", self.dtype, ("float32", "float64"))
+        whole("epochs", self.epochs, minimum=1)
+        whole("batch_size", self.batch_size, minimum=1)
+        choice("silent", self.silent, ("none", "bump"))
+        positive("bump", self.bump)
+        choice("dtype", self.dtype, ("float32", "float64"))
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"train.device {self.device!r} cannot be used here: {error}") from error
+            raise ValueError(f"device {self.device!r} cannot be used here: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Logging:
     progress: str = "auto"
 
     def __post_init__(self) -> None:
-        choice("logger.progress", self.progress, ("auto", "bar", "lines"))
+        choice("progress", self.progress, ("auto", "bar", "lines"))
 
 
 GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
@@ -134,20 +134,17 @@ def parse(config: DictConfig) -> Config:
     _check_keys("", resolved, ["experiment", "seed", *GROUPS])
     for key, kind in (("experiment", str), ("seed", int)):
         _check_type(key, resolved[key], kind)
-    try:
-        whole("seed", resolved["seed"])
-        return Config(
-            experiment=resolved["experiment"],
-            seed=resolved["seed"],
-            **{group: _build(group, resolved[group]) for group in GROUPS},
-        )
-    except (ValueError, TypeError) as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
+    if resolved["seed"] < 0:
+        raise ConfigError(f"seed must be >= 0, got {resolved['seed']}")
+    groups = {group: _build(group, resolved[group]) for group in GROUPS}
+    return Config(experiment=resolved["experiment"], seed=resolved["seed"], **groups)
 
 
 def _build(group: str, node: object) -> Any:
     if not isinstance(node, dict) or "name" not in node:
-        raise ConfigError(f"{group} must be a group with a name, such as {group}={next(iter(GROUPS[group]))}; got {node!r}")
+        raise ConfigError(
+            f"{group} must be a group with a name, such as {group}={next(iter(GROUPS[group]))}; got {node!r}"
+        )
     name = node["name"]
     if name not in GROUPS[group]:
         raise ConfigError(f"{group}.name must be one of {', '.join(GROUPS[group])}, got {name!r}")
@@ -157,7 +154,12 @@ def _build(group: str, node: object) -> Any:
     _check_keys(group, values, list(options))
     for key, kind in options.items():
         _check_type(f"{group}.{key}", values[key], kind)
-    return target(**values) if inspect.isclass(target) else functools.partial(target, **values)
+    if not inspect.isclass(target):
+        return functools.partial(target, **values)
+    try:
+        return target(**values)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{group}.{error}") from error
 
 
 def _options(target: Callable[..., Any]) -> dict[str, Any]:

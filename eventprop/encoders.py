@@ -28,9 +28,7 @@ def latency_encode(images: Tensor, t_min: float = 0.0, t_max: float = 20.0, thre
     return Spikes.from_times(torch.where(values > threshold, time, math.inf))
 
 
-def binary_latency_encode(
-    images: Tensor, t_on: float = 10.0, t_off: float = 20.0, threshold: float = 0.5
-) -> Spikes:
+def binary_latency_encode(images: Tensor, t_on: float = 10.0, t_off: float = 20.0, threshold: float = 0.5) -> Spikes:
     """Binarised latency code: every pixel spikes once, bright ones (> ``threshold``) at ``t_on``, others at ``t_off``.
 
     Args:
@@ -56,7 +54,9 @@ def _unit_values(images: object) -> Tensor:
         raise TypeError(f"images must be float32, float64 or uint8, got {images.dtype}")
     if images.numel() and not ((images >= 0) & (images <= 1)).all():
         low, high = images.min().item(), images.max().item()
-        raise ValueError(f"images must lie in [0, 1] without NaN, got values from {low} to {high}; divide by their maximum")
+        raise ValueError(
+            f"images must lie in [0, 1] without NaN, got values from {low} to {high}; divide by their maximum"
+        )
     return images.flatten(1)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 
 from .checks import whole
 from .event_driven import EventDriven
-from .layers import SpikingLinear
+from .layers import LeakyReadout, SpikingLinear
 from .losses import Objective
 from .neuron import LIF
 
@@ -32,7 +34,7 @@ def fully_connected(
     """
     sizes = [in_features, *(whole("model.hidden", size, minimum=1) for size in hidden)]
     synapses = {"neuron": neuron, "solver": solver, **factory}
-    layers: list[nn.Module] = [SpikingLinear(m, n, **synapses) for m, n in zip(sizes, sizes[1:], strict=False)]
+    layers: list[SpikingLinear | LeakyReadout] = [SpikingLinear(m, n, **synapses) for m, n in pairwise(sizes)]
     layers.append(objective.output_layer(sizes[-1], num_classes, **synapses))
     if (weight_mean is None) != (weight_std is None):
         raise ValueError("model.weight_mean and model.weight_std must be given together, or both be null")

@@ -91,23 +91,9 @@ class Spikes:
         sample, step, neuron = counts.transpose(0, 1).nonzero(as_tuple=True)
         repeats = counts[step, sample, neuron]
         sample, step, neuron = (x.repeat_interleave(repeats) for x in (sample, step, neuron))
-        return cls.from_events(sample, step.to(dtype) * dt, neuron, raster.shape[1], raster.shape[2])
-
-    @classmethod
-    def from_events(
-        cls, sample: Tensor, time: Tensor, neuron: Tensor, batch_size: int, num_neurons: int, slope: Tensor | None = None
-    ) -> Spikes:
-        """Build from flat lists of spikes, each [S], ordered by sample and, within a sample, by time."""
-        counts = torch.bincount(sample, minlength=batch_size)
-        column = torch.arange(len(sample), device=sample.device) - (counts.cumsum(0) - counts)[sample]
-        shape = (batch_size, int(counts.max()) if len(sample) else 0)
-
-        def rows(values: Tensor, padding: float) -> Tensor:
-            return values.new_full(shape, padding).index_put((sample, column), values)
-
-        return cls._trusted(
-            rows(time, math.inf), rows(neuron, -1), num_neurons, None if slope is None else rows(slope, math.inf)
-        )
+        batch_size, num_neurons = raster.shape[1:]
+        time = padded_rows(step.to(dtype) * dt, sample, batch_size, math.inf)
+        return cls._trusted(time, padded_rows(neuron, sample, batch_size, -1), num_neurons)
 
     @classmethod
     def cat(cls, parts: list[Spikes]) -> Spikes:
@@ -175,7 +161,9 @@ class Spikes:
         steps = round(t_end / dt)
         if steps < 1 or not math.isclose(steps * dt, t_end, rel_tol=1e-9):  # rounding of t_end/dt is ~1e-16
             below, above = max(1, math.floor(t_end / dt)) * dt, math.ceil(t_end / dt) * dt
-            raise ValueError(f"t_end must be a whole number of steps dt={dt}: {below} or {above} would fit, got {t_end}")
+            raise ValueError(
+                f"t_end must be a whole number of steps dt={dt}: {below} or {above} would fit, got {t_end}"
+            )
         real = self.index >= 0
         outside = real & ((self.time < 0) | (self.time > t_end))
         if outside.any():
@@ -216,6 +204,14 @@ class Spikes:
             f"Spikes(batch_size={self.batch_size}, num_neurons={self.num_neurons}, spikes={spikes}, "
             f"dtype={self.dtype}, device='{self.device}')"
         )
+
+
+def padded_rows(values: Tensor, sample: Tensor, batch_size: int, padding: float) -> Tensor:
+    """[B, S] rows of the flat ``values``, one row for each sample; ``sample`` ascends and tells which."""
+    counts = torch.bincount(sample, minlength=batch_size)
+    column = torch.arange(len(sample), device=sample.device) - (counts.cumsum(0) - counts)[sample]
+    shape = (batch_size, int(counts.max()) if len(sample) else 0)
+    return values.new_full(shape, padding).index_put((sample, column), values)
 
 
 def _check_float(name: str, value: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -23,11 +25,13 @@ def random_spikes(batch: int, neurons: int, per_neuron: int = 2, window: float =
     return Spikes.from_times(torch.rand(batch, neurons, per_neuron, dtype=dtype) * window)
 
 
-def random_network(sizes: list[int], neuron: LIF, solver: EventDriven, readout: str | None = None) -> torch.nn.Sequential:
+def random_network(
+    sizes: list[int], neuron: LIF, solver: EventDriven, readout: str | None = None
+) -> torch.nn.Sequential:
     """Layers of ``SpikingLinear`` that emit several spikes per neuron; the last is a ``LeakyReadout`` if ``readout`` names
     a reduction."""
     options = {"neuron": neuron, "solver": solver, "dtype": torch.float64}
-    layers = [SpikingLinear(m, n, **options) for m, n in zip(sizes[:-1], sizes[1:], strict=True)]
+    layers = [SpikingLinear(m, n, **options) for m, n in itertools.pairwise(sizes)]
     if readout is not None:
         layers[-1] = LeakyReadout(sizes[-2], sizes[-1], reduce=readout, **options)
     # one spike of every input brings the charge of 3 +- 2 output spikes

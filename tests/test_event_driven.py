@@ -47,9 +47,13 @@ def test_first_spike_for_tau_mem_twice_tau_syn(solver):
     """V = w (x - x^2) with x = exp(-t/tau_mem): a quadratic in x."""
     neuron, w = LIF(20.0, 10.0), torch.tensor([[4.001], [5.0], [50.0], [1e3]], dtype=torch.float64)
     first = solver.spikes(one_spike(), w, neuron).first_spike_time()[0]
-    root = 2 * neuron.v_th / (w + (w * w - 4 * w * neuron.v_th).sqrt())  # the smaller root for 1 - x, without cancellation
+    root = (
+        2 * neuron.v_th / (w + (w * w - 4 * w * neuron.v_th).sqrt())
+    )  # the smaller root for 1 - x, without cancellation
     expected = -neuron.tau_mem * torch.log1p(-root).squeeze(1)
-    torch.testing.assert_close(first, expected, rtol=1e-11, atol=1e-14)  # rounding of V over the slope, 1e-4 at w = 4.001
+    torch.testing.assert_close(
+        first, expected, rtol=1e-11, atol=1e-14
+    )  # rounding of V over the slope, 1e-4 at w = 4.001
 
 
 def test_first_spike_for_equal_time_constants(solver):
@@ -234,7 +238,9 @@ def test_shifting_inputs_shifts_outputs(solver, neuron):
     arrivals, weight = random_spikes(1, 10), random_weight(10, 4, neuron)
     arrivals.time.requires_grad_(True)
     out = solver.spikes(arrivals, weight, neuron)
-    shifted = EventDriven(45.0, backend=solver.backend).spikes(Spikes(arrivals.time + 5.0, arrivals.index, 10), weight, neuron)
+    shifted = EventDriven(45.0, backend=solver.backend).spikes(
+        Spikes(arrivals.time + 5.0, arrivals.index, 10), weight, neuron
+    )
     torch.testing.assert_close(shifted.time, out.time + 5.0, rtol=0, atol=1e-10)
     for t in out.time[0]:
         (gradient,) = torch.autograd.grad(t, arrivals.time, retain_graph=True)
@@ -244,7 +250,9 @@ def test_shifting_inputs_shifts_outputs(solver, neuron):
 def test_many_spikes_make_the_buffers_grow(neuron):
     """P5: far more spikes than the first guess of the buffer, and none is dropped."""
     weight = torch.full((1, 1), 1000 * neuron.minimum_weight, dtype=torch.float64)
-    counts = [EventDriven(60.0, backend=b).spikes(one_spike(), weight, neuron).count().item() for b in ("numba", "torch")]
+    counts = [
+        EventDriven(60.0, backend=b).spikes(one_spike(), weight, neuron).count().item() for b in ("numba", "torch")
+    ]
     assert counts[0] == counts[1] > 4 * 1 + 64
 
 

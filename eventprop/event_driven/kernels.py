@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import neuron as equations
-from ..neuron import LIF
-from .jit import jit
-from .tape import MAX_SPIKES_PER_SAMPLE, Maximum, Tape, check_spike_count, check_finite
-
-decay = jit(equations.decay)
-flow = jit(equations.flow)
-slope = jit(equations.slope)
-peak_time = jit(equations.peak_time)
-adjoint_flow = jit(equations.adjoint_flow)
-spike_jump = jit(equations.spike_jump)
-arrival_time_gradient = jit(equations.arrival_time_gradient)
+from ..neuron import (
+    LIF,
+    adjoint_flow,
+    arrival_time_gradient,
+    decay,
+    flow,
+    integrated_psp,
+    peak_time,
+    slope,
+    spike_jump,
+)
+from .jit import config, jit
+from .tape import MAX_SPIKES_PER_SAMPLE, Maximum, Tape, check_finite, check_spike_count
 
 ADJOINT_BLOCK = 64  # neurons per backward task
 ADJOINT_TASKS = 8  # fewest backward tasks; fixed, so that sums do not depend on the number of threads
@@ -189,6 +190,33 @@ def simulate_batch(time, index, weight_t, out_time, out_neuron, out_slope, out_a
 
 
 @jit
+def pack(counts, time, neuron, slopes, after, out_time, out_neuron, out_slope, out_after):
+    """Copy rows with ``counts`` spikes to narrower ones, and pad them."""
+    for b in range(len(counts)):
+        n = counts[b]
+        out_time[b, :n], out_neuron[b, :n] = time[b, :n], neuron[b, :n]
+        out_slope[b, :n], out_after[b, :n] = slopes[b, :n], after[b, :n]
+        out_time[b, n:], out_neuron[b, n:], out_slope[b, n:], out_after[b, n:] = np.inf, -1, np.inf, -1
+
+
+@jit(parallel=True)
+def average_batch(time, index, received, tau_mem, tau_syn, t_end):
+    """Add to ``received`` [B, M] the time average over [0, t_end] of the PSPs of each input, for weight 1."""
+    for b in numba.prange(len(time)):
+        for e in range(arrivals_before(time[b], t_end)):
+            received[b, index[b, e]] += integrated_psp(t_end - np.float64(time[b, e]), tau_mem, tau_syn) / t_end
+
+
+@jit(parallel=True)
+def average_adjoint_batch(time, index, grad, grad_time, tau_mem, tau_syn, t_end):
+    """dL/dtime [B, K] from ``grad`` [B, M] = dL/dreceived: the derivative of eq. (12) is phi."""
+    for b in numba.prange(len(time)):
+        for e in range(arrivals_before(time[b], t_end)):
+            phi = decay(t_end - np.float64(time[b, e]), tau_mem, tau_syn)[2]
+            grad_time[b, e] = -grad[b, index[b, e]] * phi / t_end
+
+
+@jit
 def find_maximum(time, index, weight_t, best, best_time, best_after, best_arrival, best_slope, tau_mem, tau_syn, t_end):
     """One sample: the maximum of each potential without threshold; see ``Maximum``. True if all is finite."""
     width = weight_t.shape[1]
@@ -332,13 +360,9 @@ def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
         if largest <= capacity:
             break
         capacity = largest
-    padding = torch.arange(largest) >= torch.from_numpy(counts)[:, None]
-    return Tape(
-        out_time[:, :largest].masked_fill(padding, math.inf),
-        out_neuron[:, :largest].masked_fill(padding, -1),
-        out_slope[:, :largest].masked_fill(padding, math.inf),
-        out_after[:, :largest].masked_fill(padding, -1),
-    )
+    tape = Tape(*(torch.empty((batch, largest), dtype=t.dtype) for t in (out_time, out_neuron, out_slope, out_after)))
+    pack(counts, *buffers, *_arrays(*tape))
+    return tape
 
 
 def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Maximum:
@@ -357,6 +381,22 @@ def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
         )
     check_finite(bool(finite.all()))
     return result
+
+
+def average(time: Tensor, index: Tensor, inputs: int, neuron: LIF, t_end: float) -> Tensor:
+    """[B, M] time average over [0, t_end] of the potential that each of M ``inputs`` raises through a weight of 1."""
+    received = torch.zeros((len(time), inputs), dtype=time.dtype)
+    with _torch_threads():
+        average_batch(*_arrays(time, index, received), neuron.tau_mem, neuron.tau_syn, t_end)
+    return received
+
+
+def average_adjoint(time: Tensor, index: Tensor, grad: Tensor, neuron: LIF, t_end: float) -> Tensor:
+    """dL/dtime [B, K] from ``grad`` [B, M], the gradient of what ``average`` returns."""
+    grad_time = torch.zeros_like(time)
+    with _torch_threads():
+        average_adjoint_batch(*_arrays(time, index, grad, grad_time), neuron.tau_mem, neuron.tau_syn, t_end)
+    return grad_time
 
 
 def adjoint(
@@ -393,7 +433,7 @@ class _torch_threads:
 
     def __enter__(self) -> None:
         self.saved = numba.get_num_threads()
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
 
     def __exit__(self, *_: object) -> None:
         numba.set_num_threads(self.saved)

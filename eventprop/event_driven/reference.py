@@ -1,6 +1,6 @@
 """The event-driven solver in plain torch: the reference for the numba kernels, and the solver on other devices.
 
-The same three functions as in ``kernels``, with the same arguments and results. All samples and neurons advance together
+The same functions as in ``kernels``, with the same arguments and results. All samples and neurons advance together
 from arrival to arrival.
 
 Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the longest row.
@@ -19,18 +19,19 @@ from ..neuron import (
     arrival_time_gradient,
     decay,
     flow,
+    integrated_psp,
     peak_time,
     slope,
     spike_jump,
 )
-from ..spikes import Spikes
+from ..spikes import padded_rows
 from .tape import Maximum, Tape, check_finite, check_spike_count
 
 
 def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Tape:
     """Emitted spikes of a layer at rest that receives the spikes ``time``, ``index`` [B, K] through ``weight_t`` [M, N]."""
     v, i = _rest(time, weight_t)
-    emitted = []  # (sample, neuron, time, slope, after) of each batch of spikes
+    emitted: list[tuple[Tensor, ...]] = []  # (sample, neuron, time, slope, after) of each batch of spikes
     total = torch.zeros(len(time), dtype=torch.int64, device=time.device)
     for e, now, until in _stretches(time, t_end):
         i = i + _arriving(weight_t, index[:, e])  # eq. (4)
@@ -54,7 +55,7 @@ def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
         a, s, phi = decay(left, neuron.tau_mem, neuron.tau_syn)
         v, i = (x.to(weight_t) for x in flow(v, i, a, s, phi))
     check_finite(bool(torch.isfinite(v).all() and torch.isfinite(i).all()))
-    return _sorted_tape(emitted, time, weight_t)
+    return _sorted_tape(emitted, time)
 
 
 def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Maximum:
@@ -80,12 +81,23 @@ def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
         after = torch.where(higher, e, after)
         following = torch.where(until < t_end, e + 1, -1)
         arrival = torch.where(at_end, following, torch.where(at_peak, -1, arrival))
-        best_slope = torch.where(
-            at_end, slope(i_end, v_end, neuron.tau_mem), torch.where(at_peak, 0.0, best_slope)
-        )
+        best_slope = torch.where(at_end, slope(i_end, v_end, neuron.tau_mem), torch.where(at_peak, 0.0, best_slope))
         v, i = v_end, i_end
     check_finite(bool(torch.isfinite(v).all() and torch.isfinite(i).all()))
     return Maximum(best.to(weight_t), best_time.to(weight_t), after, arrival, best_slope.to(weight_t))
+
+
+def average(time: Tensor, index: Tensor, inputs: int, neuron: LIF, t_end: float) -> Tensor:
+    """[B, M] time average over [0, t_end] of the potential that each of M ``inputs`` raises through a weight of 1."""
+    share = integrated_psp((t_end - time).clamp(min=0.0), neuron.tau_mem, neuron.tau_syn) / t_end
+    source = index % (inputs + 1)  # padding (-1) becomes one input more
+    return time.new_zeros((len(time), inputs + 1)).scatter_add(1, source, share)[:, :-1]
+
+
+def average_adjoint(time: Tensor, index: Tensor, grad: Tensor, neuron: LIF, t_end: float) -> Tensor:
+    """dL/dtime [B, K] from ``grad`` [B, M], the gradient of what ``average`` returns."""
+    _, _, phi = decay((t_end - time).clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)
+    return torch.where(index >= 0, -grad.gather(1, index.clamp(min=0)) * phi / t_end, 0.0)
 
 
 def adjoint(
@@ -179,15 +191,13 @@ def _next_crossing(v: Tensor, i: Tensor, left: Tensor, neuron: LIF) -> tuple[Ten
     return torch.where(on_threshold, 0.0, dt), crossing | on_threshold
 
 
-def _sorted_tape(emitted: list[tuple[Tensor, ...]], time: Tensor, weight_t: Tensor) -> Tape:
+def _sorted_tape(emitted: list[tuple[Tensor, ...]], time: Tensor) -> Tape:
     """The emitted spikes in rows, each ordered by stretch, then time, then neuron."""
-    if not emitted:
-        times, integers = ([time.new_empty((len(time), 0), dtype=dtype) for _ in range(2)] for dtype in (time.dtype, torch.int64))
-        return Tape(times[0], integers[0], times[1], integers[1])
-    sample, n, at, rise, after = (torch.cat(part) for part in zip(*emitted, strict=True))
+    empty, nothing = time.new_empty(0), time.new_empty(0, dtype=torch.int64)
+    parts = zip(*emitted, strict=True) if emitted else ([nothing], [nothing], [empty], [empty], [nothing])
+    sample, n, at, rise, after = (torch.cat(list(part)) for part in parts)
     order = torch.arange(len(sample), device=time.device)
     for key in (n, at, after, sample):
         order = order[key[order].argsort(stable=True)]
-    spikes = Spikes.from_events(sample[order], at[order], n[order], len(time), weight_t.shape[1], rise[order])
-    rows = Spikes.from_events(sample[order], at[order], after[order], len(time), time.shape[1])
-    return Tape(spikes.time, spikes.index, spikes.slope, rows.index)
+    columns = ((at, math.inf), (n, -1), (rise, math.inf), (after, -1))
+    return Tape(*(padded_rows(values[order], sample[order], len(time), padding) for values, padding in columns))

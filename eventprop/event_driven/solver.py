@@ -1,4 +1,4 @@
-"""``EventDriven``: the exact solver in continuous time, and its two autograd functions."""
+"""``EventDriven``: the exact solver in continuous time, and its autograd functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..checks import choice, positive
-from ..neuron import LIF, decay, integrated_psp
+from ..neuron import LIF
 from ..observe import observe
 from ..spikes import Spikes
 from .tape import Maximum, Tape
@@ -65,12 +65,9 @@ class EventDriven:
             maximum = Maximum(*_MaximumVoltage.apply(arrivals.time, arrivals.index.long(), weight, neuron, self))
             observe(maximum.after, maximum.arrival)
             return maximum.value
-        left = (self.t_end - arrivals.time).clamp(min=0.0)
-        average = integrated_psp(left, neuron.tau_mem, neuron.tau_syn) / self.t_end
-        source = arrivals.index.long() % (weight.shape[1] + 1)  # padding (-1) becomes one input more
-        received = average.new_zeros((arrivals.batch_size, weight.shape[1] + 1)).scatter_add(1, source, average)
+        received = _Average.apply(arrivals.time, arrivals.index.long(), weight.shape[1], neuron, self)
         with torch.autocast(weight.device.type, enabled=False):
-            return received[:, :-1] @ weight.t()
+            return received @ weight.t()
 
     def _backend(self, device: torch.device) -> ModuleType:
         from . import reference
@@ -162,6 +159,24 @@ class _MaximumVoltage(torch.autograd.Function):
         return grad_time if need_time else None, None, grad_weight_t.t() if need_weight else None, None, None
 
 
+class _Average(torch.autograd.Function):
+    @staticmethod
+    def forward(time: Tensor, index: Tensor, inputs: int, neuron: LIF, solver: EventDriven) -> Tensor:
+        return solver._backend(time.device).average(time, index, inputs, neuron, solver.t_end)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        time, index, _, ctx.neuron, ctx.solver = inputs
+        ctx.save_for_backward(time, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        time, index = ctx.saved_tensors
+        backend = ctx.solver._backend(time.device)
+        return backend.average_adjoint(time, index, grad, ctx.neuron, ctx.solver.t_end), None, None, None, None
+
+
 def _check(arrivals: object, weight: Tensor) -> None:
     if not isinstance(arrivals, Spikes):
         raise TypeError(
@@ -172,7 +187,9 @@ def _check(arrivals: object, weight: Tensor) -> None:
     if arrivals.dtype != weight.dtype:
         raise TypeError(f"spike times are {arrivals.dtype} but weight is {weight.dtype}; convert with spikes.to(dtype)")
     if arrivals.device != weight.device:
-        raise ValueError(f"spikes are on {arrivals.device} but weight is on {weight.device}; move with spikes.to(device)")
+        raise ValueError(
+            f"spikes are on {arrivals.device} but weight is on {weight.device}; move with spikes.to(device)"
+        )
     if arrivals.num_neurons != weight.shape[1]:
         raise ValueError(
             f"the input has num_neurons={arrivals.num_neurons} but weight {list(weight.shape)} takes {weight.shape[1]}"

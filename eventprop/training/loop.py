@@ -28,7 +28,9 @@ def train(config: Config, directory: RunDirectory) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     dataset: Dataset = config.data()
     dtype = getattr(torch, config.train.dtype)
-    training, test = (encode(split, config.encoder, dtype, config.train.device) for split in (dataset.train, dataset.test))
+    training, test = (
+        encode(split, config.encoder, dtype, config.train.device) for split in (dataset.train, dataset.test)
+    )
     log.info("%s from %s: %d training and %d test samples", dataset.name, dataset.source, len(training), len(test))
 
     network = config.model(

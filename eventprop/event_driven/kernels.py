@@ -29,8 +29,8 @@ from ..neuron import (
 from .jit import config, jit
 from .tape import MAX_SPIKES_PER_SAMPLE, Maximum, Tape, check_finite, check_spike_count
 
-ADJOINT_BLOCK = 64  # neurons per backward task
-ADJOINT_TASKS = 8  # fewest backward tasks; fixed, so that sums do not depend on the number of threads
+ADJOINT_BLOCK = 96  # most neurons per backward task
+ADJOINT_TASKS = 4  # fewest backward tasks; fixed, so that sums do not depend on the number of threads
 NEVER = -1.0
 
 
@@ -336,7 +336,7 @@ def adjoint_batch(
         interval_decay(time[b], t_end, tau_mem, tau_syn, coefficients[b])
     for task in numba.prange(chunks * blocks):
         chunk, block = task // blocks, task % blocks
-        first, stop = block * ADJOINT_BLOCK, min((block + 1) * ADJOINT_BLOCK, width)
+        first, stop = block * width // blocks, (block + 1) * width // blocks
         for b in range(chunk * batch // chunks, (chunk + 1) * batch // chunks):
             adjoint_sample(
                 time[b], index[b], weight_t, coefficients[b], out_time[b], out_neuron[b], out_slope[b], out_after[b],

@@ -61,7 +61,7 @@ for equation in (
 def _cache_directory() -> str:
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for source in (package / "neuron.py", *sorted((package / "event_driven").glob("*.py"))):
+    for source in (package / "neuron.py", *sorted((package / "event_driven").rglob("*.py"))):
         digest.update(source.read_bytes())
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")

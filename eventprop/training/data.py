@@ -35,7 +35,8 @@ class EncodedSplit:
 def encode(split: Split, encoder: Callable[[Tensor], Spikes], dtype: torch.dtype, device: str) -> EncodedSplit:
     """Encode all samples and keep them as compact tensors on ``device``."""
     chunks = [encoder(images) for images in split.images.split(CHUNK)]
-    spikes = Spikes.cat([Spikes(c.time.to(dtype), c.index.to(torch.int16), c.num_neurons) for c in chunks])
+    compact = torch.int16 if chunks[0].num_neurons < 2**15 else torch.int32
+    spikes = Spikes.cat([Spikes(chunk.time.to(dtype), chunk.index.to(compact), chunk.num_neurons) for chunk in chunks])
     return EncodedSplit(spikes.to(device), split.labels.to(device))
 
 

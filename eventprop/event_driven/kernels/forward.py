@@ -1,0 +1,186 @@
+"""The forward pass: the spikes that a layer emits.
+
+The neurons of a layer lie along the vector axis. For each arrival one branch-free pass advances all of them to the next
+arrival and flags those that can cross the threshold on the way; only these enter the scalar crossing search.
+
+Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the longest row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...neuron import LIF, decay, flow, peak_time, slope
+from ..jit import jit
+from ..tape import MAX_SPIKES_PER_SAMPLE, Tape, check_finite, check_spike_count
+from .common import add_arrivals, arrays, arrivals_before, is_finite, torch_threads
+
+NEVER = -1.0
+
+
+def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Tape:
+    """Emitted spikes of a layer at rest that receives the spikes ``time``, ``index`` [B, K] through ``weight_t`` [M, N]."""
+    arrivals = arrays(time, index, weight_t)
+    batch, capacity = len(time), 4 * weight_t.shape[1] + 64
+    while True:
+        out_time = torch.empty((batch, capacity), dtype=weight_t.dtype)
+        out_neuron = torch.empty((batch, capacity), dtype=torch.int64)
+        out_slope, out_after = torch.empty_like(out_time), torch.empty_like(out_neuron)
+        buffers = arrays(out_time, out_neuron, out_slope, out_after)
+        with torch_threads():
+            counts = simulate_batch(*arrivals, *buffers, neuron.tau_mem, neuron.tau_syn, neuron.v_th, t_end)
+        largest = int(counts.max(initial=0))
+        check_finite(counts.min(initial=0) >= 0)
+        check_spike_count(largest)
+        if largest <= capacity:
+            break
+        capacity = largest
+    tape = Tape(*(torch.empty((batch, largest), dtype=t.dtype) for t in (out_time, out_neuron, out_slope, out_after)))
+    pack(counts, *buffers, *arrays(*tape))
+    return tape
+
+
+@jit
+def next_crossing(v, i, v_end, i_end, horizon, tau_mem, tau_syn, v_th):
+    """The first dt in [0, horizon] with V(dt) = v_th while rising (eq. 2), or NEVER; (v_end, i_end) is the state at
+    the horizon."""
+    if i <= v_th or v >= v_th:  # I only falls and a peak has V = I; V starts on the threshold only by rounding
+        return 0.0 if i > v and v >= v_th else NEVER
+    high = horizon
+    if v_end < v_th:
+        if i_end >= v_end:  # still rising: no peak inside
+            return NEVER
+        high = peak_time(v, i, tau_mem, tau_syn)
+        if i * math.exp(-high / tau_syn) < v_th:  # V = I at the peak
+            return NEVER
+
+    # Follow the local parabola to the threshold, again and again: each step cubes the error. It is kept inside
+    # [low, high], where V(low) < v_th <= V(high). The step that is small enough for its error (d/tau)^3 to be lost in
+    # rounding is the last one.
+    low = dt = 0.0
+    v_now, i_now = v, i
+    exact = 1e-5 * min(tau_mem, tau_syn)
+    for _ in range(100):
+        gap = v_th - v_now
+        rise = slope(i_now, v_now, tau_mem)
+        bend = (i_now / tau_syn + rise) / tau_mem  # -V''
+        root = rise * rise - 2.0 * bend * gap
+        following = dt + 2.0 * gap / (rise + math.sqrt(root)) if rise > 0.0 and root >= 0.0 else -1.0
+        if not low <= following <= high:
+            following = 0.5 * (low + high)
+        if abs(following - dt) <= exact:
+            return following
+        dt = following
+        a, s, phi = decay(dt, tau_mem, tau_syn)
+        v_now, i_now = flow(v, i, a, s, phi)
+        if v_now < v_th:
+            low = dt
+        else:
+            high = dt
+    return dt
+
+
+@jit
+def sort_by_time(time, neuron, slopes):
+    """Sort the spikes of one interval in place; they come by neuron."""
+    if len(time) <= 32:
+        for end in range(1, len(time)):
+            t, n, d = time[end], neuron[end], slopes[end]
+            k = end
+            while k > 0 and time[k - 1] > t:
+                time[k], neuron[k], slopes[k] = time[k - 1], neuron[k - 1], slopes[k - 1]
+                k -= 1
+            time[k], neuron[k], slopes[k] = t, n, d
+    else:
+        order = np.argsort(time, kind="mergesort")
+        time[:], neuron[:], slopes[:] = time[order], neuron[order], slopes[order]
+
+
+@jit
+def advance(v, i, v_end, i_end, can_cross, a, s, phi, threshold):
+    """Flow of all neurons over one stretch, and which of them can cross the threshold in it (section of eq. 7: V ends
+    above it, or I starts above it and V is past its peak at the end)."""
+    for n in range(len(v)):
+        v_n, i_n = flow(v[n], i[n], a, s, phi)
+        v_end[n], i_end[n] = v_n, i_n
+        can_cross[n] = (v_n >= threshold) | ((i[n] >= threshold) & (i_n < v_n))
+
+
+@jit
+def simulate(time, index, weight_t, out_time, out_neuron, out_slope, out_after, tau_mem, tau_syn, v_th, t_end):
+    """One sample: write its spikes to ``out_*``, ordered by time, and return how many there are (more than fit in
+    ``out_*``: only counted), or -1 if a potential is not finite."""
+    real = weight_t.dtype.type
+    width, capacity = weight_t.shape[1], len(out_time)
+    v, i = np.zeros(width), np.zeros(width)
+    v_end, i_end = np.empty(width), np.empty(width)
+    can_cross = np.zeros(-(-width // 8) * 8, np.bool_)
+    can_cross_by_eight = can_cross.view(np.uint64)
+    time = time[: arrivals_before(time, t_end)]
+    spikes = e = 0
+    while e < len(time):
+        now = time[e]
+        e = add_arrivals(i, time, index, weight_t, e)
+        until = time[e] if e < len(time) else real(t_end)
+        horizon = np.float64(until) - np.float64(now)
+        a, s, phi = decay(horizon, tau_mem, tau_syn)
+        advance(v, i, v_end, i_end, can_cross, a, s, phi, v_th)
+        begin = spikes
+        for eight in range(len(can_cross_by_eight)):
+            if can_cross_by_eight[eight] == 0:
+                continue
+            for n in range(8 * eight, 8 * eight + 8):
+                if not can_cross[n]:
+                    continue
+                v_n, i_n, v_stop, at = v[n], i[n], v_end[n], 0.0
+                if not i_n < np.inf:
+                    return -1
+                while True:
+                    dt = next_crossing(v_n, i_n, v_stop, i_end[n], horizon - at, tau_mem, tau_syn, v_th)
+                    if dt == NEVER:
+                        break
+                    at = min(at + dt, horizon)
+                    i_n *= math.exp(-dt / tau_syn)
+                    v_n = 0.0  # eq. (3)
+                    if spikes < capacity:
+                        out_time[spikes] = min(real(now + at), until)
+                        out_neuron[spikes] = n
+                        # a crossing whose slope is lost to rounding still has a finite gradient
+                        out_slope[spikes] = max(slope(i_n, v_th, tau_mem), 1e-16 * v_th / tau_mem)
+                        out_after[spikes] = e - 1
+                    spikes += 1
+                    if spikes > MAX_SPIKES_PER_SAMPLE:
+                        return spikes
+                    v_stop -= v_th * math.exp(-(horizon - at) / tau_mem)  # eq. (3), seen from the end of the stretch
+                v_end[n] = v_stop
+        if begin < spikes <= capacity:
+            sort_by_time(out_time[begin:spikes], out_neuron[begin:spikes], out_slope[begin:spikes])
+        v, v_end = v_end, v
+        i, i_end = i_end, i
+    return spikes if is_finite(v) and is_finite(i) else -1
+
+
+@jit(parallel=True)
+def simulate_batch(time, index, weight_t, out_time, out_neuron, out_slope, out_after, tau_mem, tau_syn, v_th, t_end):
+    counts = np.zeros(len(time), np.int64)
+    for b in numba.prange(len(time)):
+        counts[b] = simulate(
+            time[b], index[b], weight_t, out_time[b], out_neuron[b], out_slope[b], out_after[b],
+            tau_mem, tau_syn, v_th, t_end,
+        )  # fmt: skip
+    return counts
+
+
+@jit
+def pack(counts, time, neuron, slopes, after, out_time, out_neuron, out_slope, out_after):
+    """Copy rows with ``counts`` spikes to narrower ones, and pad them."""
+    for b in range(len(counts)):
+        n = counts[b]
+        out_time[b, :n], out_neuron[b, :n] = time[b, :n], neuron[b, :n]
+        out_slope[b, :n], out_after[b, :n] = slopes[b, :n], after[b, :n]
+        out_time[b, n:], out_neuron[b, n:], out_slope[b, n:], out_after[b, n:] = np.inf, -1, np.inf, -1

@@ -1,0 +1,112 @@
+"""Readouts: neurons without threshold, reduced over time in closed form.
+
+Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the longest row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...neuron import LIF, decay, flow, integrated_psp, peak_time, slope
+from ..jit import jit
+from ..tape import Maximum, check_finite
+from .common import add_arrivals, arrays, arrivals_before, is_finite, torch_threads
+
+
+def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Maximum:
+    """The maximum over time of the potential of neurons that do not spike, in closed form."""
+    shape = (len(time), weight_t.shape[1])
+    result = Maximum(
+        value=torch.zeros(shape, dtype=weight_t.dtype),
+        time=torch.full(shape, -math.inf, dtype=weight_t.dtype),
+        after=torch.full(shape, -1),
+        arrival=torch.full(shape, -1),
+        slope=torch.zeros(shape, dtype=weight_t.dtype),
+    )
+    with torch_threads():
+        finite = find_maximum_batch(
+            *arrays(time, index, weight_t), *arrays(*result), neuron.tau_mem, neuron.tau_syn, t_end
+        )
+    check_finite(bool(finite.all()))
+    return result
+
+
+def average(time: Tensor, index: Tensor, inputs: int, neuron: LIF, t_end: float) -> Tensor:
+    """[B, M] time average over [0, t_end] of the potential that each of M ``inputs`` raises through a weight of 1."""
+    received = torch.zeros((len(time), inputs), dtype=time.dtype)
+    with torch_threads():
+        average_batch(*arrays(time, index, received), neuron.tau_mem, neuron.tau_syn, t_end)
+    return received
+
+
+def average_adjoint(time: Tensor, index: Tensor, grad: Tensor, neuron: LIF, t_end: float) -> Tensor:
+    """dL/dtime [B, K] from ``grad`` [B, M], the gradient of what ``average`` returns."""
+    grad_time = torch.zeros_like(time)
+    with torch_threads():
+        average_adjoint_batch(*arrays(time, index, grad, grad_time), neuron.tau_mem, neuron.tau_syn, t_end)
+    return grad_time
+
+
+@jit(parallel=True)
+def average_batch(time, index, received, tau_mem, tau_syn, t_end):
+    """Add to ``received`` [B, M] the time average over [0, t_end] of the PSPs of each input, for weight 1."""
+    for b in numba.prange(len(time)):
+        for e in range(arrivals_before(time[b], t_end)):
+            received[b, index[b, e]] += integrated_psp(t_end - np.float64(time[b, e]), tau_mem, tau_syn) / t_end
+
+
+@jit(parallel=True)
+def average_adjoint_batch(time, index, grad, grad_time, tau_mem, tau_syn, t_end):
+    """dL/dtime [B, K] from ``grad`` [B, M] = dL/dreceived: the derivative of eq. (12) is phi."""
+    for b in numba.prange(len(time)):
+        for e in range(arrivals_before(time[b], t_end)):
+            phi = decay(t_end - np.float64(time[b, e]), tau_mem, tau_syn)[2]
+            grad_time[b, e] = -grad[b, index[b, e]] * phi / t_end
+
+
+@jit
+def find_maximum(time, index, weight_t, best, best_time, best_after, best_arrival, best_slope, tau_mem, tau_syn, t_end):
+    """One sample: the maximum of each potential without threshold; see ``Maximum``. True if all is finite."""
+    width = weight_t.shape[1]
+    v, i = np.zeros(width), np.zeros(width)
+    time = time[: arrivals_before(time, t_end)]
+    e = 0
+    while e < len(time):
+        now = np.float64(time[e])
+        e = add_arrivals(i, time, index, weight_t, e)
+        until = np.float64(time[e]) if e < len(time) else t_end
+        a, s, phi = decay(until - now, tau_mem, tau_syn)
+        for n in range(width):
+            v_end, i_end = flow(v[n], i[n], a, s, phi)
+            if i[n] > v[n] and i[n] > best[n]:
+                if i_end < v_end:  # the peak lies inside
+                    dt = peak_time(v[n], i[n], tau_mem, tau_syn)
+                    a_n, s_n, phi_n = decay(dt, tau_mem, tau_syn)
+                    peak = flow(v[n], i[n], a_n, s_n, phi_n)[0]
+                    if peak > best[n]:
+                        best[n], best_time[n], best_after[n] = peak, now + dt, e - 1
+                        best_arrival[n], best_slope[n] = -1, 0.0
+                elif v_end > best[n]:  # V still rises when the next arrival, or the end of the window, comes
+                    best[n], best_time[n], best_after[n] = v_end, until, e - 1
+                    best_arrival[n] = e if e < len(time) else -1
+                    best_slope[n] = slope(i_end, v_end, tau_mem)
+            v[n], i[n] = v_end, i_end
+    return is_finite(v) and is_finite(i)
+
+
+@jit(parallel=True)
+def find_maximum_batch(
+    time, index, weight_t, best, best_time, best_after, best_arrival, best_slope, tau_mem, tau_syn, t_end
+):
+    finite = np.zeros(len(time), np.bool_)
+    for b in numba.prange(len(time)):
+        finite[b] = find_maximum(
+            time[b], index[b], weight_t, best[b], best_time[b], best_after[b], best_arrival[b], best_slope[b],
+            tau_mem, tau_syn, t_end,
+        )  # fmt: skip
+    return finite

@@ -12,6 +12,7 @@ from scipy.special import lambertw
 
 from eventprop import LIF, EventDriven, Spikes, SpikingLinear
 from eventprop.event_driven import kernels, reference, tape
+from eventprop.event_driven.threads import kernel_threads, threads_for_kernels
 from eventprop.neuron import decay
 
 
@@ -208,6 +209,20 @@ def test_results_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(saved)
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
+
+
+def test_torch_hands_its_threads_to_the_kernels_and_gets_them_back():
+    saved = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with threads_for_kernels():
+            assert (torch.get_num_threads(), kernel_threads()) == (1, 2)
+            with threads_for_kernels():
+                assert (torch.get_num_threads(), kernel_threads()) == (1, 2)
+            assert (torch.get_num_threads(), kernel_threads()) == (1, 2)
+        assert (torch.get_num_threads(), kernel_threads()) == (2, 2)
+    finally:
+        torch.set_num_threads(saved)
 
 
 def test_forward_changes_nothing(solver):

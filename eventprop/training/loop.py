@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..config import Config
 from ..data import Dataset
+from ..event_driven.threads import kernel_threads, threads_for_kernels
 from .data import EncodedSplit, encode, epoch_order
 from .metrics import HiddenActivity, Score
 from .policies import bump_silent
@@ -42,14 +43,17 @@ def train(config: Config, directory: RunDirectory) -> dict[str, Any]:
     optimizer = torch.optim.Adam(network.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, settings.decay)
 
+    threads = kernel_threads()
     begin, seconds, metrics = time.perf_counter(), [], {}
     for epoch in range(config.train.epochs):
         epoch_begin = time.perf_counter()
         metrics = {"epoch": epoch + 1, "learning_rate": scheduler.get_last_lr()[0]}
-        metrics |= train_epoch(config, network, optimizer, training, epoch)
+        with threads_for_kernels():
+            metrics |= train_epoch(config, network, optimizer, training, epoch)
         scheduler.step()
         seconds.append(time.perf_counter() - epoch_begin)
-        metrics |= evaluate(config, network, test) | {"seconds": seconds[-1]}
+        with threads_for_kernels():
+            metrics |= evaluate(config, network, test) | {"seconds": seconds[-1]}
         directory.epoch(metrics)
         directory.checkpoint(
             {"epoch": epoch + 1, "model": network.state_dict(), "optimizer": optimizer.state_dict(),
@@ -76,7 +80,7 @@ def train(config: Config, directory: RunDirectory) -> dict[str, Any]:
         **{k: metrics[k] for k in ("hidden_spikes_per_sample", "silent_fraction", "grazing_spikes_per_sample")},
         "device": config.train.device,
         "dtype": config.train.dtype,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "versions": versions(),
     }  # fmt: skip
     directory.summary(summary)

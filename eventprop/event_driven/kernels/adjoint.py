@@ -15,7 +15,7 @@ from torch import Tensor
 from ...neuron import LIF, adjoint_flow, arrival_time_gradient, decay, spike_jump
 from ..jit import jit
 from ..tape import Tape
-from .common import arrays, arrivals_before, torch_threads
+from .common import arrays, arrivals_before, threads
 
 ADJOINT_BLOCK = 96  # most neurons per backward task
 ADJOINT_TASKS = 4  # fewest backward tasks; fixed, so that sums do not depend on the number of threads
@@ -34,7 +34,7 @@ def adjoint(
     chunks = max(1, min(batch, ADJOINT_TASKS // max(blocks, 1)))
     grad_weight = torch.zeros((chunks, inputs if need_weight else 0, width), dtype=weight_t.dtype)
     grad_time = torch.zeros((blocks, batch, arrivals if need_time else 0), dtype=weight_t.dtype)
-    with torch_threads():
+    with threads():
         adjoint_batch(
             *arrays(time, index, weight_t, *tape, grad, grad_weight, grad_time),
             neuron.tau_mem, neuron.tau_syn, v_reset, t_end,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numba
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..jit import config, jit
+from ..threads import kernel_threads
 
 
 @jit
@@ -37,12 +40,12 @@ def arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [t.detach().contiguous().numpy() for t in tensors]
 
 
-class torch_threads:
-    """Run numba with as many threads as torch uses, and give the caller's number back."""
-
-    def __enter__(self) -> None:
-        self.saved = numba.get_num_threads()
-        numba.set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
-
-    def __exit__(self, *_: object) -> None:
-        numba.set_num_threads(self.saved)
+@contextmanager
+def threads() -> Iterator[None]:
+    """Run numba with the kernels' number of threads, and give the caller's number back."""
+    saved = numba.get_num_threads()
+    numba.set_num_threads(min(kernel_threads(), config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(saved)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...neuron import LIF, decay, flow, peak_time, slope
 from ..jit import jit
 from ..tape import MAX_SPIKES_PER_SAMPLE, Tape, check_finite, check_spike_count
-from .common import add_arrivals, arrays, arrivals_before, is_finite, torch_threads
+from .common import add_arrivals, arrays, arrivals_before, is_finite, threads
 
 NEVER = -1.0
 
@@ -32,7 +32,7 @@ def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
         out_neuron = torch.empty((batch, capacity), dtype=torch.int64)
         out_slope, out_after = torch.empty_like(out_time), torch.empty_like(out_neuron)
         buffers = arrays(out_time, out_neuron, out_slope, out_after)
-        with torch_threads():
+        with threads():
             counts = simulate_batch(*arrivals, *buffers, neuron.tau_mem, neuron.tau_syn, neuron.v_th, t_end)
         largest = int(counts.max(initial=0))
         check_finite(counts.min(initial=0) >= 0)

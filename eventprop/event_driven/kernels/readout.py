@@ -15,7 +15,7 @@ from torch import Tensor
 from ...neuron import LIF, decay, flow, integrated_psp, peak_time, slope
 from ..jit import jit
 from ..tape import Maximum, check_finite
-from .common import add_arrivals, arrays, arrivals_before, is_finite, torch_threads
+from .common import add_arrivals, arrays, arrivals_before, is_finite, threads
 
 
 def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Maximum:
@@ -28,7 +28,7 @@ def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
         arrival=torch.full(shape, -1),
         slope=torch.zeros(shape, dtype=weight_t.dtype),
     )
-    with torch_threads():
+    with threads():
         finite = find_maximum_batch(
             *arrays(time, index, weight_t), *arrays(*result), neuron.tau_mem, neuron.tau_syn, t_end
         )
@@ -39,7 +39,7 @@ def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
 def average(time: Tensor, index: Tensor, inputs: int, neuron: LIF, t_end: float) -> Tensor:
     """[B, M] time average over [0, t_end] of the potential that each of M ``inputs`` raises through a weight of 1."""
     received = torch.zeros((len(time), inputs), dtype=time.dtype)
-    with torch_threads():
+    with threads():
         average_batch(*arrays(time, index, received), neuron.tau_mem, neuron.tau_syn, t_end)
     return received
 
@@ -47,7 +47,7 @@ def average(time: Tensor, index: Tensor, inputs: int, neuron: LIF, t_end: float)
 def average_adjoint(time: Tensor, index: Tensor, grad: Tensor, neuron: LIF, t_end: float) -> Tensor:
     """dL/dtime [B, K] from ``grad`` [B, M], the gradient of what ``average`` returns."""
     grad_time = torch.zeros_like(time)
-    with torch_threads():
+    with threads():
         average_adjoint_batch(*arrays(time, index, grad, grad_time), neuron.tau_mem, neuron.tau_syn, t_end)
     return grad_time
 

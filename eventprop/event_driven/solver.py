@@ -88,17 +88,26 @@ class EventDriven:
         return slope
 
 
+def _remember(ctx, inputs, output) -> None:
+    """Save what the backward passes of the two functions below need; only their first output is differentiable."""
+    time, index, weight, ctx.neuron, ctx.solver = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(time, index, weight, *output)
+
+
+def _where_needed(ctx, grad_time: Tensor, grad_weight_t: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of the two functions' inputs, from those of the arrival times and of the transposed weight."""
+    need_time, _, need_weight, *_ = ctx.needs_input_grad
+    return grad_time if need_time else None, None, grad_weight_t.t() if need_weight else None, None, None
+
+
 class _SpikeTimes(torch.autograd.Function):
     @staticmethod
     def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: EventDriven) -> tuple[Tensor, ...]:
         return solver._backend(weight.device).forward(time, index, weight.t().contiguous(), neuron, solver.t_end)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        time, index, weight, ctx.neuron, ctx.solver = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(time, index, weight, *output)
+    setup_context = staticmethod(_remember)
 
     @staticmethod
     @once_differentiable
@@ -112,8 +121,7 @@ class _SpikeTimes(torch.autograd.Function):
             time, index, weight.t().contiguous(), tape, grad, ctx.neuron, ctx.neuron.v_th, ctx.solver.t_end,
             *ctx.needs_input_grad[0:3:2],
         )  # fmt: skip
-        need_time, _, need_weight, *_ = ctx.needs_input_grad
-        return grad_time if need_time else None, None, grad_weight_t.t() if need_weight else None, None, None
+        return _where_needed(ctx, grad_time, grad_weight_t)
 
 
 class _MaximumVoltage(torch.autograd.Function):
@@ -126,12 +134,7 @@ class _MaximumVoltage(torch.autograd.Function):
         backend = solver._backend(weight.device)
         return backend.maximum(time, index, weight.t().contiguous(), neuron, solver.t_end)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        time, index, weight, ctx.neuron, ctx.solver = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(time, index, weight, *output)
+    setup_context = staticmethod(_remember)
 
     @staticmethod
     @once_differentiable
@@ -152,11 +155,10 @@ class _MaximumVoltage(torch.autograd.Function):
             time, index, weight.t().contiguous(), tape, grad.gather(1, order), ctx.neuron, 0.0, ctx.solver.t_end,
             *ctx.needs_input_grad[0:3:2],
         )  # fmt: skip
-        need_time, _, need_weight, *_ = ctx.needs_input_grad
-        if need_time and grad_time.shape[1]:
+        if grad_time.shape[1]:
             moved = torch.where(maximum.arrival >= 0, grad * maximum.slope, 0.0)
             grad_time = grad_time.scatter_add(1, maximum.arrival.clamp(min=0), moved)
-        return grad_time if need_time else None, None, grad_weight_t.t() if need_weight else None, None, None
+        return _where_needed(ctx, grad_time, grad_weight_t)
 
 
 class _Average(torch.autograd.Function):

@@ -10,10 +10,10 @@ import torch
 from conftest import random_network, random_spikes
 from scipy.special import lambertw
 
-from eventprop import LIF, EventDriven, Spikes, SpikingLinear
-from eventprop.event_driven import kernels, reference, tape
-from eventprop.event_driven.threads import kernel_threads, threads_for_kernels
+from eventprop import LIF, EventDriven, Spikes, SpikingLinear, tape
+from eventprop.event_driven import kernels, reference
 from eventprop.neuron import decay
+from eventprop.threads import kernel_threads, threads_for_kernels
 
 
 @pytest.fixture(params=["numba", "torch"])

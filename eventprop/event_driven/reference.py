@@ -25,7 +25,7 @@ from ..neuron import (
     spike_jump,
 )
 from ..spikes import padded_rows
-from .tape import Maximum, Tape, check_finite, check_spike_count
+from ..tape import Maximum, Tape, check_finite, check_spike_count
 
 
 def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Tape:

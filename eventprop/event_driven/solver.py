@@ -13,7 +13,7 @@ from ..checks import choice, positive
 from ..neuron import LIF
 from ..observe import observe
 from ..spikes import Spikes
-from .tape import Maximum, Tape
+from ..tape import Maximum, Tape
 
 BACKENDS = ("auto", "numba", "torch")
 GRAZING = ("raw", "clamp", "drop")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..config import Config
 from ..data import Dataset
-from ..event_driven.threads import kernel_threads, threads_for_kernels
+from ..threads import kernel_threads, threads_for_kernels
 from .data import EncodedSplit, encode, epoch_order
 from .metrics import HiddenActivity, Score
 from .policies import bump_silent

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...jit import arrays, jit, threads
 from ...neuron import LIF, adjoint_flow, arrival_time_gradient, decay, spike_jump
-from ..jit import jit
-from ..tape import Tape
-from .common import arrays, arrivals_before, threads
+from ...tape import Tape
+from .common import arrivals_before
 
 ADJOINT_BLOCK = 96  # most neurons per backward task
 ADJOINT_TASKS = 4  # fewest backward tasks; fixed, so that sums do not depend on the number of threads

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...jit import arrays, is_finite, jit, threads
 from ...neuron import LIF, decay, flow, peak_time, slope
-from ..jit import jit
-from ..tape import MAX_SPIKES_PER_SAMPLE, Tape, check_finite, check_spike_count
-from .common import add_arrivals, arrays, arrivals_before, is_finite, threads
+from ...tape import MAX_SPIKES_PER_SAMPLE, Tape, check_finite, check_spike_count
+from .common import add_arrivals, arrivals_before
 
 NEVER = -1.0
 

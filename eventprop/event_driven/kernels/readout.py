@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...jit import arrays, is_finite, jit, threads
 from ...neuron import LIF, decay, flow, integrated_psp, peak_time, slope
-from ..jit import jit
-from ..tape import Maximum, check_finite
-from .common import add_arrivals, arrays, arrivals_before, is_finite, threads
+from ...tape import Maximum, check_finite
+from .common import add_arrivals, arrivals_before
 
 
 def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Maximum:

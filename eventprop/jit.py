@@ -1,4 +1,4 @@
-"""How this package compiles its numba kernels.
+"""How this package compiles its numba kernels, and how they are called.
 
 The functions of ``eventprop.neuron`` are written with torch's elementwise functions; here numba learns what those mean
 for plain numbers, so that the kernels compile the same equations. Compiled kernels are kept in a user cache directory
@@ -11,15 +11,19 @@ import hashlib
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 from numba.extending import overload, register_jitable
+from torch import Tensor
 
-from .. import neuron
+from . import neuron
+from .threads import kernel_threads
 
 config: Any = numba.config  # its settings are set at run time, unknown to type checkers
 
@@ -59,9 +63,12 @@ for equation in (
 
 
 def _cache_directory() -> str:
-    package = Path(__file__).parent.parent
+    package = Path(__file__).parent
     digest = hashlib.sha256()
-    for source in (package / "neuron.py", *sorted((package / "event_driven").rglob("*.py"))):
+    solvers = (
+        source for solver in ("event_driven", "time_stepped") for source in sorted((package / solver).rglob("*.py"))
+    )
+    for source in (package / "neuron.py", package / "jit.py", *solvers):
         digest.update(source.read_bytes())
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")
@@ -83,3 +90,24 @@ def jit(function: Callable | None = None, *, parallel: bool = False):
         return numba.njit(cache=True, parallel=parallel, nogil=True, **OPTIONS)(function)
     finally:
         config.CACHE_DIR = saved
+
+
+@jit
+def is_finite(state):
+    """Written as a comparison: reordered sums would turn the x - x of np.isfinite into 0."""
+    return abs(state.sum()) < np.inf
+
+
+def arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [t.detach().contiguous().numpy() for t in tensors]
+
+
+@contextmanager
+def threads() -> Iterator[None]:
+    """Run numba with the kernels' number of threads, and give the caller's number back."""
+    saved = numba.get_num_threads()
+    numba.set_num_threads(min(kernel_threads(), config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(saved)

@@ -1,4 +1,4 @@
-"""What a forward pass of the event-driven solver remembers, and the errors that both its backends raise."""
+"""What a forward pass remembers, and the errors that all solvers and backends raise."""
 
 from __future__ import annotations
 

@@ -3,18 +3,22 @@
 from .encoders import binary_latency_encode, latency_encode
 from .event_driven import EventDriven
 from .gradcheck import GradientReport, check_gradients
-from .layers import LeakyReadout, SpikingLinear
+from .layers import LeakyReadout, SpikingLayer, SpikingLinear
 from .losses import first_spike_cross_entropy
 from .neuron import LIF
 from .spikes import Spikes
+from .time_stepped import GridSpikes, TimeStepped
 
 __all__ = [
     "LIF",
     "EventDriven",
     "GradientReport",
+    "GridSpikes",
     "LeakyReadout",
     "Spikes",
+    "SpikingLayer",
     "SpikingLinear",
+    "TimeStepped",
     "binary_latency_encode",
     "check_gradients",
     "first_spike_cross_entropy",

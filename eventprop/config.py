@@ -25,8 +25,9 @@ from .data import load_fashion_mnist, load_mnist, load_yin_yang
 from .encoders import binary_latency_encode, latency_encode
 from .event_driven import EventDriven
 from .losses import FirstSpike, MaxVoltage, MeanVoltage
-from .networks import fully_connected
+from .networks import convolutional, fully_connected
 from .neuron import LIF
+from .time_stepped import TimeStepped
 
 HERE = Path(__file__).parent
 # a wheel carries the configuration inside the package, a checkout has it beside the package
@@ -96,9 +97,9 @@ class Logging:
 GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
     "data": {"mnist": load_mnist, "fashion_mnist": load_fashion_mnist, "yin_yang": load_yin_yang},
     "encoder": {"latency": latency_encode, "binary_latency": binary_latency_encode},
-    "model": {"fully_connected": fully_connected},
+    "model": {"fully_connected": fully_connected, "convolutional": convolutional},
     "neuron": {"lif": LIF},
-    "solver": {"event_driven": EventDriven},
+    "solver": {"event_driven": EventDriven, "time_stepped": TimeStepped, "euler": TimeStepped},
     "loss": {"first_spike": FirstSpike, "max_voltage": MaxVoltage, "mean_voltage": MeanVoltage},
     "optimizer": {"adam": Adam},
     "train": {"default": Training},
@@ -116,7 +117,7 @@ class Config:
     encoder: Callable[..., Any]
     model: Callable[..., Any]
     neuron: LIF
-    solver: EventDriven
+    solver: EventDriven | TimeStepped
     loss: FirstSpike | MaxVoltage | MeanVoltage
     optimizer: Adam
     train: Training

@@ -56,8 +56,8 @@ def _where(condition, x, y):
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
 
 for equation in (
-    neuron.decay, neuron.flow, neuron.integrated_psp, neuron.slope, neuron.peak_time, neuron.adjoint_flow,
-    neuron.spike_jump, neuron.arrival_time_gradient,
+    neuron.decay, neuron.flow, neuron.rewind, neuron.integrated_psp, neuron.slope, neuron.peak_time, neuron.adjoint_flow,
+    neuron.spike_jump, neuron.arrival_time_gradient, neuron.effect_time_gradient,
 ):  # fmt: skip
     register_jitable(**OPTIONS)(equation)
 

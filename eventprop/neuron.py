@@ -13,8 +13,8 @@ Dynamics between, at and after events:
 Both the neuron and its adjoint are linear between events, so each has a closed-form flow: equations (5), (6) and (8)
 below. Equations (1)-(4) and (8)-(10) are those of Wunderlich & Pehle, "Event-based backpropagation can compute exact
 gradients for spiking neural networks", Sci. Rep. 11, 12829 (2021), written with p = dL/dV and q = dL/dI; the paper's
-variables are lambda_V = -p / tau_mem and lambda_I = -q / tau_syn. Equations (5)-(7) and (12) follow from (1) by integration, in
-a form that holds for every pair of time constants.
+variables are lambda_V = -p / tau_mem and lambda_I = -q / tau_syn. Equations (5)-(7), (11) and (12) follow from (1) by
+integration, in a form that holds for every pair of time constants; (13) discretises (1).
 
 The functions take floats or tensors of any one shape, elementwise: the torch solver calls them as they are, and the
 numba kernels compile these same functions.
@@ -86,6 +86,17 @@ def flow(v, i, a, s, phi):
     return a * v + phi * i, s * i
 
 
+def rewind(v, i, a, s, phi):
+    """Eq. (6) solved for potential and current before the interval, from those after it."""
+    i = i / s
+    return (v - phi * i) / a, i
+
+
+def euler_step(dt, tau_mem, tau_syn):
+    """Eq. (13): the coefficients (a, s, phi) of one explicit Euler step, in the place of those of eq. (5)."""
+    return 1.0 - dt / tau_mem, 1.0 - dt / tau_syn, dt / tau_mem
+
+
 def integrated_psp(dt, tau_mem, tau_syn):
     """Eq. (12): the integral of phi from 0 to ``dt``, from tau_mem dphi/dt = s - phi."""
     _, s, phi = decay(dt, tau_mem, tau_syn)
@@ -113,6 +124,15 @@ def peak_time(v, i, tau_mem, tau_syn):
 def adjoint_flow(p, q, a, s, phi):
     """Eq. (8): the adjoint variables p = dL/dV and q = dL/dI at the start of an interval, from those at its end."""
     return a * p, s * q + phi * p
+
+
+def effect_time_gradient(grad_psp, grad_psc, psp, psc, tau_mem, tau_syn):
+    """Eq. (11): dL/dt of a spike from the gradients of its effect (psp, psc) at the end of its step.
+
+    The effect of a spike that came the time y before the end of its step is psp = phi(y), psc = exp(-y/tau_syn), by
+    eq. (5); by eq. (1), dpsp/dt = -(psc - psp)/tau_mem and dpsc/dt = psc/tau_syn.
+    """
+    return grad_psc * psc / tau_syn - grad_psp * (psc - psp) / tau_mem
 
 
 def spike_jump(p, grad, slope, v_th, tau_mem):

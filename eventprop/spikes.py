@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Spikes:
         _check(self.time, self.index, self.num_neurons)
 
     @classmethod
-    def _trusted(cls, time: Tensor, index: Tensor, num_neurons: int, slope: Tensor | None = None) -> Spikes:
+    def _trusted(cls, time: Tensor, index: Tensor, num_neurons: int, slope: Tensor | None = None) -> Self:
         """Build without checks, for rows that this package made itself."""
         spikes = object.__new__(cls)
         for name, value in (("time", time), ("index", index), ("num_neurons", num_neurons), ("slope", slope)):
@@ -158,45 +159,39 @@ class Spikes:
             ValueError: if ``t_end`` is not a whole number of bins, or a spike lies outside [0, t_end].
         """
         dt, t_end = positive("dt", dt), positive("t_end", t_end)
-        steps = round(t_end / dt)
-        if steps < 1 or not math.isclose(steps * dt, t_end, rel_tol=1e-9):  # rounding of t_end/dt is ~1e-16
-            below, above = max(1, math.floor(t_end / dt)) * dt, math.ceil(t_end / dt) * dt
-            raise ValueError(
-                f"t_end must be a whole number of steps dt={dt}: {below} or {above} would fit, got {t_end}"
-            )
-        real = self.index >= 0
-        outside = real & ((self.time < 0) | (self.time > t_end))
-        if outside.any():
-            raise ValueError(f"{int(outside.sum())} spikes lie outside [0, t_end={t_end}]; choose a larger t_end")
-        sample, column = real.nonzero(as_tuple=True)
+        steps = whole_steps(t_end, dt)
+        check_window(self, t_end)
+        sample, column = (self.index >= 0).nonzero(as_tuple=True)
         time = self.time.detach()[sample, column]
-        step = (time / dt).floor()
-        step += ((step + 1) * dt <= time).to(time) - (step * dt > time).to(time)  # undo the rounding of time / dt
-        step = step.long().clamp(max=steps - 1)
+        step = step_of(time, dt).clamp(max=steps - 1)
         raster = time.new_zeros((steps, self.batch_size, self.num_neurons))
         where = (step, sample, self.index.long()[sample, column])
         return raster.index_put(where, torch.ones_like(time), accumulate=True)
 
-    def select(self, rows: Tensor) -> Spikes:
+    def select(self, rows: Tensor) -> Self:
         """The samples ``rows`` (int64 [b]), without the padding that only other samples need."""
         slope = None if self.slope is None else self.slope[rows]
-        return self._trusted(self.time[rows], self.index[rows], self.num_neurons, slope)._trimmed()
+        return self._like(self.time[rows], self.index[rows], slope)._trimmed()
 
-    def to(self, *args, **kwargs) -> Spikes:
+    def to(self, *args, **kwargs) -> Self:
         """Move to a device or convert the times to a dtype, as ``Tensor.to``."""
         time = self.time.to(*args, **kwargs)
         _check_float("dtype", time)
         slope = None if self.slope is None else self.slope.to(time)
-        return self._trusted(time, self.index.to(time.device), self.num_neurons, slope)
+        return self._like(time, self.index.to(time.device), slope)
 
-    def detach(self) -> Spikes:
+    def detach(self) -> Self:
         """The same spikes, cut from the autograd graph."""
-        return self._trusted(self.time.detach(), self.index, self.num_neurons, self.slope)
+        return self._like(self.time.detach(), self.index, self.slope)
 
-    def _trimmed(self) -> Spikes:
+    def _like(self, time: Tensor, index: Tensor, slope: Tensor | None) -> Self:
+        """Other spikes of the same neurons."""
+        return self._trusted(time, index, self.num_neurons, slope)
+
+    def _trimmed(self) -> Self:
         columns = int((self.index >= 0).sum(1).max()) if self.index.numel() else 0
         slope = None if self.slope is None else self.slope[:, :columns]
-        return self._trusted(self.time[:, :columns], self.index[:, :columns], self.num_neurons, slope)
+        return self._like(self.time[:, :columns], self.index[:, :columns], slope)
 
     def __repr__(self) -> str:
         spikes = int((self.index >= 0).sum())
@@ -204,6 +199,35 @@ class Spikes:
             f"Spikes(batch_size={self.batch_size}, num_neurons={self.num_neurons}, spikes={spikes}, "
             f"dtype={self.dtype}, device='{self.device}')"
         )
+
+
+def whole_steps(t_end: float, dt: float) -> int:
+    """How many steps ``dt`` make ``t_end``.
+
+    Raises:
+        ValueError: if that is not a whole number.
+    """
+    steps = round(t_end / dt)
+    if steps < 1 or not math.isclose(steps * dt, t_end, rel_tol=1e-9):  # rounding of t_end/dt is ~1e-16
+        below, above = max(1, math.floor(t_end / dt)) * dt, math.ceil(t_end / dt) * dt
+        raise ValueError(
+            f"t_end must be a whole number of steps dt={dt}: {below:.10g} or {above:.10g} would fit, got {t_end}"
+        )
+    return steps
+
+
+def check_window(spikes: Spikes, t_end: float) -> None:
+    """Raise if a spike lies outside [0, t_end]."""
+    outside = (spikes.index >= 0) & ((spikes.time < 0) | (spikes.time > t_end))
+    if outside.any():
+        raise ValueError(f"{int(outside.sum())} spikes lie outside [0, t_end={t_end}]; choose a larger t_end")
+
+
+def step_of(time: Tensor, dt: float) -> Tensor:
+    """The steps [i dt, (i + 1) dt) in which finite times lie, int64."""
+    step = (time / dt).floor()
+    step += ((step + 1) * dt <= time).to(time) - (step * dt > time).to(time)  # undo the rounding of time / dt
+    return step.long()
 
 
 def padded_rows(values: Tensor, sample: Tensor, batch_size: int, padding: float) -> Tensor:

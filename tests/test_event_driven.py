@@ -65,6 +65,17 @@ def test_first_spike_for_equal_time_constants(solver):
     np.testing.assert_allclose(first.numpy(), expected, rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.parametrize("excess", [0.0, 1e-16, 1e-15, 1e-13, 1e-11, 1e-7])
+@pytest.mark.parametrize("gap", [0.01, 0.1, 3.0])
+def test_a_crossing_just_before_an_arrival_is_as_exact_as_any(solver, gap, excess):
+    """P2 where V reaches the threshold with the next arrival, up to rounding."""
+    unit = torch.tensor(gap, dtype=torch.float64)
+    weight = torch.tensor([[(1.0 + excess) / decay(unit, 20.0, 5.0)[2], 0.0]], dtype=torch.float64)
+    arrivals = Spikes.from_times(torch.tensor([[0.0, gap]], dtype=torch.float64))
+    at = solver.spikes(arrivals, weight, LIF()).time[0, 0]
+    assert abs(float(weight[0, 0] * decay(at, 20.0, 5.0)[2]) - 1.0) <= 1e-12
+
+
 @pytest.mark.parametrize(("peak", "fires"), [(1.0001, True), (0.9999, False)])
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_no_crossing_is_missed_or_invented(backend, peak, fires):

@@ -38,7 +38,7 @@ def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
         left = (until - now).double().expand_as(v)  # what is left of the stretch, for each neuron
         v, i = v.double(), i.double()
         while True:
-            dt, crossing = _next_crossing(v, i, left, neuron)
+            dt, crossing = next_crossing(v, i, left, neuron)
             if not crossing.any():
                 break
             a, s, phi = decay(torch.where(crossing, dt, 0.0), neuron.tau_mem, neuron.tau_syn)
@@ -55,7 +55,7 @@ def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
         a, s, phi = decay(left, neuron.tau_mem, neuron.tau_syn)
         v, i = (x.to(weight_t) for x in flow(v, i, a, s, phi))
     check_finite(bool(torch.isfinite(v).all() and torch.isfinite(i).all()))
-    return _sorted_tape(emitted, time)
+    return sorted_tape(emitted, time)
 
 
 def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Maximum:
@@ -160,7 +160,7 @@ def _arriving(weight_t: Tensor, source: Tensor) -> Tensor:
     return torch.where((source >= 0)[:, None], weight_t[source.clamp(min=0)], 0.0)
 
 
-def _next_crossing(v: Tensor, i: Tensor, left: Tensor, neuron: LIF) -> tuple[Tensor, Tensor]:
+def next_crossing(v: Tensor, i: Tensor, left: Tensor, neuron: LIF) -> tuple[Tensor, Tensor]:
     """The first dt in [0, left] with V(dt) = v_th while rising (eq. 2), and where there is one; float64."""
     tau_mem, tau_syn, v_th = neuron.tau_mem, neuron.tau_syn, neuron.v_th
     a, s, phi = decay(left, tau_mem, tau_syn)
@@ -191,7 +191,7 @@ def _next_crossing(v: Tensor, i: Tensor, left: Tensor, neuron: LIF) -> tuple[Ten
     return torch.where(on_threshold, 0.0, dt), crossing | on_threshold
 
 
-def _sorted_tape(emitted: list[tuple[Tensor, ...]], time: Tensor) -> Tape:
+def sorted_tape(emitted: list[tuple[Tensor, ...]], time: Tensor) -> Tape:
     """The emitted spikes in rows, each ordered by stretch, then time, then neuron."""
     empty, nothing = time.new_empty(0), time.new_empty(0, dtype=torch.int64)
     parts = zip(*emitted, strict=True) if emitted else ([nothing], [nothing], [empty], [empty], [nothing])

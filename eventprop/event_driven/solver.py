@@ -9,19 +9,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..checks import choice, positive
+from ..checks import choice
 from ..neuron import LIF
 from ..observe import observe
+from ..solver import READOUTS, Solver, check_weight
 from ..spikes import Spikes
 from ..tape import Maximum, Tape
 
-BACKENDS = ("auto", "numba", "torch")
-GRAZING = ("raw", "clamp", "drop")
-READOUTS = ("max", "mean")
-
 
 @dataclass(frozen=True)
-class EventDriven:
+class EventDriven(Solver):
     """Solve a layer exactly, from event to event, and differentiate it by the adjoint method.
 
     A layer is at rest before its first arrival. Spike times solve V(t) = v_th to rounding error, every crossing is found,
@@ -29,11 +26,7 @@ class EventDriven:
 
     Args:
         t_end: end of the simulated window in ms; spikes arriving later have no effect.
-        grazing: what the backward pass does where a spike crosses the threshold with a slope dV/dt below ``min_slope``,
-            since eq. (9) divides by the slope. "raw": nothing, the gradient is exact; "clamp": the slope counts as
-            ``min_slope``; "drop": the spike passes no gradient on. The forward pass is the same for all.
-        min_slope: the slope in 1/ms below which a crossing counts as grazing.
-        backend: "numba" (CPU), "torch" (any device; the reference), or "auto": numba for CPU tensors, else torch.
+        grazing, min_slope, backend: as for every ``Solver``.
 
     Raises:
         TypeError, ValueError: if an argument is not as described; the message names it.
@@ -44,22 +37,14 @@ class EventDriven:
     min_slope: float = 1e-3
     backend: str = "auto"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "t_end", positive("t_end", self.t_end))
-        object.__setattr__(self, "min_slope", positive("min_slope", self.min_slope))
-        choice("grazing", self.grazing, GRAZING)
-        choice("backend", self.backend, BACKENDS)
-
     def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF) -> Spikes:
-        """The spikes that a layer with ``weight`` [N, M] emits; differentiable in the arrival times and the weight."""
-        _check(arrivals, weight)
+        check_weight(arrivals, weight)
         tape = Tape(*_SpikeTimes.apply(arrivals.time, arrivals.index.long(), weight, neuron, self))
         observe(tape.neuron, tape.after)
         return Spikes._trusted(tape.time, tape.neuron, weight.shape[0], tape.slope)
 
     def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
-        """[B, N] potential of neurons without threshold: its maximum over time, or its time average over [0, t_end]."""
-        _check(arrivals, weight)
+        check_weight(arrivals, weight)
         choice("reduce", reduce, READOUTS)
         if reduce == "max":
             maximum = Maximum(*_MaximumVoltage.apply(arrivals.time, arrivals.index.long(), weight, neuron, self))
@@ -70,22 +55,13 @@ class EventDriven:
             return received @ weight.t()
 
     def _backend(self, device: torch.device) -> ModuleType:
+        if self.uses_numba(device):
+            from . import kernels  # imported here: numba is slow to import
+
+            return kernels
         from . import reference
 
-        if self.backend == "torch" or (self.backend == "auto" and device.type != "cpu"):
-            return reference
-        if device.type != "cpu":
-            raise ValueError(f"backend 'numba' needs CPU tensors, got {device}; use backend='auto'")
-        from . import kernels  # imported here: numba is slow to import
-
-        return kernels
-
-    def _effective_slope(self, slope: Tensor) -> Tensor:
-        if self.grazing == "clamp":
-            return slope.clamp(min=self.min_slope)
-        if self.grazing == "drop":
-            return slope.masked_fill(slope < self.min_slope, torch.inf)
-        return slope
+        return reference
 
 
 def _remember(ctx, inputs, output) -> None:
@@ -116,7 +92,7 @@ class _SpikeTimes(torch.autograd.Function):
             return None, None, None, None, None
         time, index, weight, *tape = ctx.saved_tensors
         tape = Tape(*tape)
-        tape = tape._replace(slope=ctx.solver._effective_slope(tape.slope))
+        tape = tape._replace(slope=ctx.solver.effective_slope(tape.slope))
         grad_time, grad_weight_t = ctx.solver._backend(weight.device).adjoint(
             time, index, weight.t().contiguous(), tape, grad, ctx.neuron, ctx.neuron.v_th, ctx.solver.t_end,
             *ctx.needs_input_grad[0:3:2],
@@ -177,22 +153,3 @@ class _Average(torch.autograd.Function):
         time, index = ctx.saved_tensors
         backend = ctx.solver._backend(time.device)
         return backend.average_adjoint(time, index, grad, ctx.neuron, ctx.solver.t_end), None, None, None, None
-
-
-def _check(arrivals: object, weight: Tensor) -> None:
-    if not isinstance(arrivals, Spikes):
-        raise TypeError(
-            f"the input must be Spikes, got {type(arrivals).__name__}; encode data with latency_encode or Spikes.from_times"
-        )
-    if weight.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"weight must be float32 or float64, got {weight.dtype}; convert the layer with .float()")
-    if arrivals.dtype != weight.dtype:
-        raise TypeError(f"spike times are {arrivals.dtype} but weight is {weight.dtype}; convert with spikes.to(dtype)")
-    if arrivals.device != weight.device:
-        raise ValueError(
-            f"spikes are on {arrivals.device} but weight is on {weight.device}; move with spikes.to(device)"
-        )
-    if arrivals.num_neurons != weight.shape[1]:
-        raise ValueError(
-            f"the input has num_neurons={arrivals.num_neurons} but weight {list(weight.shape)} takes {weight.shape[1]}"
-        )

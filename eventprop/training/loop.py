@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from tqdm import tqdm
 
 from ..config import Config
 from ..data import Dataset
+from ..event_driven import EventDriven
+from ..layers import SpikingLinear
 from ..threads import kernel_threads, threads_for_kernels
 from .data import EncodedSplit, encode, epoch_order
 from .metrics import HiddenActivity, Score
-from .policies import bump_silent
+from .policies import bump_silent, check_can_bump
 from .run_log import RunDirectory, versions
 
 log = logging.getLogger(__name__)
@@ -39,20 +42,23 @@ def train(config: Config, directory: RunDirectory) -> dict[str, Any]:
         device=config.train.device, dtype=dtype,
     )  # fmt: skip
     log.info("%s", network)
+    check_can_bump(config.train.silent, network)
     settings = config.optimizer
     optimizer = torch.optim.Adam(network.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, settings.decay)
 
     threads = kernel_threads()
+    # on a grid, most of the time goes into torch's own matrix products and convolutions
+    divided = threads_for_kernels if isinstance(config.solver, EventDriven) else nullcontext
     begin, seconds, metrics = time.perf_counter(), [], {}
     for epoch in range(config.train.epochs):
         epoch_begin = time.perf_counter()
         metrics = {"epoch": epoch + 1, "learning_rate": scheduler.get_last_lr()[0]}
-        with threads_for_kernels():
+        with divided():
             metrics |= train_epoch(config, network, optimizer, training, epoch)
         scheduler.step()
         seconds.append(time.perf_counter() - epoch_begin)
-        with threads_for_kernels():
+        with divided():
             metrics |= evaluate(config, network, test) | {"seconds": seconds[-1]}
         directory.epoch(metrics)
         directory.checkpoint(
@@ -105,8 +111,11 @@ def train_epoch(
             score.add(loss, config.loss.predict(output), target)
     metrics = score.summary("train") | activity.summary()
     if config.train.silent == "bump":
-        layers = zip(activity.layers, activity.silent(), strict=True)
-        metrics["bumped_neurons"] = sum(bump_silent(layer, silent, config.train.bump) for layer, silent in layers)
+        metrics["bumped_neurons"] = sum(
+            bump_silent(layer, silent, config.train.bump)
+            for layer, silent in zip(activity.layers, activity.silent(), strict=True)
+            if isinstance(layer, SpikingLinear)
+        )
     return metrics
 
 

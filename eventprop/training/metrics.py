@@ -7,23 +7,25 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from ..layers import SpikingLinear
+from ..layers import SpikingLayer, SpikingLinear
 from ..spikes import Spikes
 
 
 class HiddenActivity:
     """Counts the spikes of the hidden layers while it is entered; forward passes stay as they are.
 
-    A hidden layer is any ``SpikingLinear`` but the last module. Its grazing spikes are those that crossed the threshold
-    with a slope below the solver's ``min_slope``.
+    A hidden layer is any that spikes but the last module. Its grazing spikes are those that crossed the threshold with a
+    slope below the solver's ``min_slope``.
     """
 
     def __init__(self, network: nn.Sequential) -> None:
-        self.layers = [layer for layer in list(network)[:-1] if isinstance(layer, SpikingLinear)]
+        self.layers = [layer for layer in list(network)[:-1] if isinstance(layer, (SpikingLayer, SpikingLinear))]
 
     def __enter__(self) -> HiddenActivity:
         self.samples, self.grazing = 0, torch.tensor(0)
-        self.counts = [torch.zeros(layer.out_features + 1, dtype=torch.int64) for layer in self.layers]
+        self.counts = [
+            torch.zeros(1, dtype=torch.int64) for _ in self.layers
+        ]  # of padding (-1), neuron 0, neuron 1, ...
         self._hooks = [layer.register_forward_hook(self._record) for layer in self.layers]
         return self
 
@@ -32,11 +34,13 @@ class HiddenActivity:
             hook.remove()
 
     def _record(self, layer: nn.Module, _: tuple, output: Spikes) -> None:
-        assert isinstance(layer, SpikingLinear)
+        assert isinstance(layer, (SpikingLayer, SpikingLinear))
         assert output.slope is not None
         k = self.layers.index(layer)
         self.samples += output.batch_size if k == 0 else 0
-        self.counts[k] += torch.bincount((output.index + 1).flatten().cpu(), minlength=layer.out_features + 1)
+        self.counts[k] = self.counts[k] + torch.bincount(
+            (output.index + 1).flatten().cpu(), minlength=output.num_neurons + 1
+        )
         self.grazing = self.grazing + (output.slope < layer.solver.min_slope).sum().cpu()
 
     def silent(self) -> list[Tensor]:

@@ -7,9 +7,9 @@ A neuron that never fires has gradient zero, so it stays silent. The default lea
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..layers import SpikingLinear
+from ..layers import SpikingLayer, SpikingLinear
 
 
 @torch.no_grad()
@@ -20,3 +20,11 @@ def bump_silent(layer: SpikingLinear, silent: Tensor, amount: float) -> int:
     """
     layer.weight[silent.to(layer.weight.device)] += amount * layer.neuron.minimum_weight / layer.in_features
     return int(silent.sum())
+
+
+def check_can_bump(silent: str, network: nn.Sequential) -> None:
+    """Raise where neurons that share their weights would have to be bumped one by one."""
+    if silent == "bump" and any(isinstance(layer, SpikingLayer) for layer in network):
+        raise ValueError(
+            "train.silent=bump needs fully connected layers, whose neurons have weights of their own; use none"
+        )

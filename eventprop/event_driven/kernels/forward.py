@@ -59,22 +59,28 @@ def next_crossing(v, i, v_end, i_end, horizon, tau_mem, tau_syn, v_th):
         if i * math.exp(-high / tau_syn) < v_th:  # V = I at the peak
             return NEVER
 
-    # Follow the local parabola to the threshold, again and again: each step cubes the error. It is kept inside
+    # First guess: one Newton step on the cubic that has the value, slope and curvature of V now, and its value at the end.
+    # Then follow the local parabola to the threshold, again and again: each step cubes the error. It is kept inside
     # [low, high], where V(low) < v_th <= V(high). The step that is small enough for its error (d/tau)^3 to be lost in
     # rounding is the last one.
     low = dt = 0.0
     v_now, i_now = v, i
     exact = 1e-5 * min(tau_mem, tau_syn)
-    for _ in range(100):
+    for trial in range(100):
         gap = v_th - v_now
         rise = slope(i_now, v_now, tau_mem)
         bend = (i_now / tau_syn + rise) / tau_mem  # -V''
         root = rise * rise - 2.0 * bend * gap
-        following = dt + 2.0 * gap / (rise + math.sqrt(root)) if rise > 0.0 and root >= 0.0 else -1.0
-        if not low <= following <= high:
+        if rise > 0.0 and root >= 0.0:
+            step = 2.0 * gap / (rise + math.sqrt(root))
+            if trial == 0 and v_end >= v_th:
+                cubic = (v_end - v - horizon * (rise - 0.5 * bend * horizon)) / (horizon * horizon * horizon)
+                step -= cubic * step * step * step / (rise - step * (bend - 3.0 * cubic * step))
+            following = min(max(dt + step, low), high)
+            if abs(following - dt) <= exact:
+                return following
+        else:
             following = 0.5 * (low + high)
-        if abs(following - dt) <= exact:
-            return following
         dt = following
         a, s, phi = decay(dt, tau_mem, tau_syn)
         v_now, i_now = flow(v, i, a, s, phi)

@@ -1,0 +1,87 @@
+"""What every solver offers to layers, and the options that all solvers have."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from .checks import choice, positive
+from .neuron import LIF
+from .spikes import Spikes
+
+BACKENDS = ("auto", "numba", "torch")
+GRAZING = ("raw", "clamp", "drop")
+READOUTS = ("max", "mean")
+
+
+class Solver(ABC):
+    """Computes the spikes of a layer and their gradient; ``EventDriven`` or ``TimeStepped``.
+
+    Attributes:
+        t_end: end of the simulated window in ms; spikes arriving later have no effect.
+        grazing: what the backward pass does where a spike crosses the threshold with a slope dV/dt below ``min_slope``,
+            since eq. (9) divides by the slope. "raw": nothing, the gradient is exact; "clamp": the slope counts as
+            ``min_slope``; "drop": the spike passes no gradient on. The forward pass is the same for all.
+        min_slope: the slope in 1/ms below which a crossing counts as grazing.
+        backend: "numba" (CPU), "torch" (any device; the reference), or "auto": numba for CPU tensors, else torch.
+    """
+
+    t_end: float
+    grazing: str
+    min_slope: float
+    backend: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "t_end", positive("t_end", self.t_end))
+        object.__setattr__(self, "min_slope", positive("min_slope", self.min_slope))
+        choice("grazing", self.grazing, GRAZING)
+        choice("backend", self.backend, BACKENDS)
+
+    @abstractmethod
+    def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF) -> Spikes:
+        """The spikes that a layer with ``weight`` [N, M] emits; differentiable in the arrival times and the weight."""
+
+    @abstractmethod
+    def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
+        """[B, N] potential of neurons without threshold: its maximum over time, or its time average over [0, t_end]."""
+
+    def uses_numba(self, device: torch.device) -> bool:
+        """Whether tensors on ``device`` go to the numba kernels."""
+        if self.backend == "numba" and device.type != "cpu":
+            raise ValueError(f"backend 'numba' needs CPU tensors, got {device}; use backend='auto'")
+        return self.backend != "torch" and device.type == "cpu"
+
+    def effective_slope(self, slope: Tensor) -> Tensor:
+        """The slopes that the backward pass divides by."""
+        if self.grazing == "clamp":
+            return slope.clamp(min=self.min_slope)
+        if self.grazing == "drop":
+            return slope.masked_fill(slope < self.min_slope, torch.inf)
+        return slope
+
+
+def check_weight(arrivals: Spikes, weight: Tensor) -> None:
+    """Raise unless ``weight`` [N, M] is one that the solvers can take for these arrivals."""
+    check_arrivals(arrivals)
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"weight must be float32 or float64, got {weight.dtype}; convert the layer with .float()")
+    if arrivals.dtype != weight.dtype:
+        raise TypeError(f"spike times are {arrivals.dtype} but weight is {weight.dtype}; convert with spikes.to(dtype)")
+    if arrivals.device != weight.device:
+        raise ValueError(
+            f"spikes are on {arrivals.device} but weight is on {weight.device}; move with spikes.to(device)"
+        )
+    if arrivals.num_neurons != weight.shape[1]:
+        raise ValueError(
+            f"the input has num_neurons={arrivals.num_neurons} but weight {list(weight.shape)} takes {weight.shape[1]}"
+        )
+
+
+def check_arrivals(arrivals: object) -> None:
+    """Raise unless the input of a layer is a spike train."""
+    if not isinstance(arrivals, Spikes):
+        raise TypeError(
+            f"the input must be Spikes, got {type(arrivals).__name__}; encode data with latency_encode or Spikes.from_times"
+        )

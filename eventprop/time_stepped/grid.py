@@ -1,0 +1,146 @@
+"""The grid: its steps, and spike trains seen as what they do at the end of each step.
+
+Shapes: B samples, M or N neurons, K spikes in the longest row, T steps, A of them with arrivals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from types import ModuleType
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..checks import choice, positive
+from ..neuron import LIF, decay, euler_step
+from ..spikes import Spikes, check_window, whole_steps
+
+SCHEMES = ("exponential", "euler")
+
+
+class Grid(NamedTuple):
+    """``steps`` steps of ``dt`` ms, and the coefficients with which one neuron type advances by one step."""
+
+    steps: int
+    dt: float
+    a: float
+    s: float
+    phi: float
+    neuron: LIF
+    exact: bool  # spikes lie within steps; otherwise (euler) on grid points
+
+    @classmethod
+    def of(cls, neuron: LIF, t_end: float, dt: float, scheme: str) -> Grid:
+        exact = scheme == "exponential"
+        fastest = min(neuron.tau_mem, neuron.tau_syn)
+        # beyond 50 time constants the state that a step began with is lost to rounding; euler oscillates beyond one
+        limit = (50.0 if exact else 1.0) * fastest
+        if dt > limit:
+            raise ValueError(
+                f"dt must be at most {limit} for {neuron} and scheme {scheme!r}, got {dt}; choose a smaller dt"
+            )
+        if exact:
+            step = decay(torch.tensor(dt, dtype=torch.float64), neuron.tau_mem, neuron.tau_syn)
+            a, s, phi = (x.item() for x in step)
+        else:
+            a, s, phi = euler_step(dt, neuron.tau_mem, neuron.tau_syn)
+        return cls(whole_steps(t_end, dt), dt, a, s, phi, neuron, exact)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GridSpikes(Spikes):
+    """A batch of spike trains on a time grid: spikes that also know their grid and the shape of their layer.
+
+    What other layers see of it is ``channels``, two numbers per step and neuron: the postsynaptic potential and current
+    (psp, psc) that the spikes of a step have raised, through a weight of 1, by the end of that step, eq. (11). They are
+    smooth functions of the spike *times*, and so a cotangent of ``channels`` is not a gradient with respect to "whether
+    there is a spike": it is dL/dpsp and dL/dpsc, which the chain rule turns into dL/dt of each spike.
+
+    Args:
+        time, index, num_neurons, slope: as for ``Spikes``.
+        dt: length of a step in ms, > 0.
+        t_end: end of the window in ms, a whole number of steps; no spike may lie outside [0, t_end].
+        shape: of the layer, e.g. (channels, height, width), whose product is ``num_neurons``; flat if None.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described; the message names it.
+
+    >>> train = GridSpikes.from_spikes(Spikes.from_times(torch.tensor([[0.0, 3.0]])), dt=1.0, t_end=4.0)
+    >>> train.channels(LIF(tau_mem=20.0, tau_syn=5.0)).shape
+    torch.Size([2, 4, 1, 2])
+    """
+
+    dt: float = 1.0
+    t_end: float = 1.0
+    shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("dt", self.dt)
+        positive("t_end", self.t_end)
+        whole_steps(self.t_end, self.dt)
+        check_window(self, self.t_end)
+        if self.shape is None:
+            object.__setattr__(self, "shape", (self.num_neurons,))
+        elif prod(self.shape) != self.num_neurons:
+            raise ValueError(f"shape must have num_neurons={self.num_neurons} entries in all, got {self.shape}")
+
+    @classmethod
+    def from_spikes(cls, spikes: Spikes, dt: float, t_end: float, shape: tuple[int, ...] | None = None) -> GridSpikes:
+        """Put spikes on a grid. Their times stay as they are: a spike may lie anywhere in its step."""
+        return cls(spikes.time, spikes.index, spikes.num_neurons, spikes.slope, dt, t_end, shape)
+
+    def to_spikes(self) -> Spikes:
+        """The same spikes without their grid."""
+        return Spikes._trusted(self.time, self.index, self.num_neurons, self.slope)
+
+    def channels(self, neuron: LIF, scheme: str = "exponential") -> Tensor:
+        """[2, T, B, *shape] the effect (psp, psc) on ``neuron`` at the end of each step; differentiable in ``time``."""
+        from . import reference
+
+        choice("scheme", scheme, SCHEMES)
+        grid = Grid.of(neuron, self.t_end, self.dt, scheme)
+        steps, values = effects(self, grid, reference)
+        dense = values.new_zeros((2, grid.steps, *values.shape[2:])).index_copy(1, steps, values)
+        return dense.unflatten(3, self.shape)
+
+    def _like(self, time: Tensor, index: Tensor, slope: Tensor | None) -> Self:
+        return self._on_grid(time, index, self.num_neurons, slope, self.dt, self.t_end, self.shape)
+
+    @classmethod
+    def _on_grid(
+        cls, time: Tensor, index: Tensor, num_neurons: int, slope: Tensor | None, dt: float, t_end: float,
+        shape: tuple[int, ...] | None,
+    ) -> Self:  # fmt: skip
+        """Build without checks, for rows that this package made itself."""
+        train = cls._trusted(time, index, num_neurons, slope)
+        for name, value in (("dt", dt), ("t_end", t_end), ("shape", shape)):
+            object.__setattr__(train, name, value)
+        return train
+
+
+def effects(arrivals: Spikes, grid: Grid, backend: ModuleType) -> tuple[Tensor, Tensor]:
+    """The steps [A] that have arrivals, ascending, and the effects [2, A, B, M] of the arrivals at the end of each."""
+    steps, values = _Effects.apply(arrivals.time, arrivals.index.long(), arrivals.num_neurons, grid, backend)
+    return steps, values
+
+
+class _Effects(torch.autograd.Function):
+    @staticmethod
+    def forward(time: Tensor, index: Tensor, inputs: int, grid: Grid, backend: ModuleType) -> tuple[Tensor, Tensor]:
+        return backend.effects(time, index, inputs, grid)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        time, index, _, ctx.grid, ctx.backend = inputs
+        ctx.mark_non_differentiable(output[0])
+        ctx.save_for_backward(time, index, output[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, _, grad):
+        time, index, steps = ctx.saved_tensors
+        return ctx.backend.effects_adjoint(time, index, steps, grad, ctx.grid), None, None, None, None

@@ -1,0 +1,476 @@
+"""The solver on a time grid: every test that can runs on both backends."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import random_network, random_spikes
+from torch import nn
+from torch.nn import functional as F
+
+from eventprop import (
+    LIF,
+    EventDriven,
+    GridSpikes,
+    LeakyReadout,
+    Spikes,
+    SpikingLayer,
+    SpikingLinear,
+    TimeStepped,
+    check_gradients,
+    first_spike_cross_entropy,
+    tape,
+)
+from eventprop.convergence import study_convergence
+from eventprop.neuron import decay
+from eventprop.time_stepped import kernels, reference
+from eventprop.time_stepped.grid import Grid
+
+DTS = [2.0, 1.0, 0.5, 0.1]
+
+
+@pytest.fixture(params=["numba", "torch"])
+def backend(request) -> str:
+    return request.param
+
+
+def smooth(train: Spikes) -> torch.Tensor:
+    """A loss that depends on the time of every spike."""
+    fired = torch.isfinite(train.time)
+    return torch.where(fired, torch.sin(train.time / 7) * (1 + train.index % 5), 0.0).sum()
+
+
+def conv_network(neuron: LIF, solver: TimeStepped) -> nn.Sequential:
+    """Two convolutions with pooling, and neurons that spike several times; 1 x 6 x 6 -> 2 x 4 x 4 -> 3."""
+    first = nn.Sequential(nn.Unflatten(1, (1, 6, 6)), nn.Conv2d(1, 2, 3, bias=False))
+    second = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(2, 3, 2, bias=False), nn.Flatten())
+    layers = [SpikingLayer(part.double(), neuron=neuron, solver=solver) for part in (first, second)]
+    charge = neuron.v_th * neuron.tau_mem / neuron.tau_syn / neuron.minimum_weight
+    for layer in layers:
+        layer.reset_parameters(8.0 * charge, charge)
+    return nn.Sequential(*layers)
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dt", DTS)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_gradcheck_of_linear_synapses(neuron, dt, depth):
+    """torch's own checker, for weights and input times; several spikes per neuron."""
+    torch.manual_seed(40 + depth)
+    sizes = [4, 5, 3][-depth - 1 :]
+    network = random_network(sizes, neuron, TimeStepped(40.0, dt))
+    times = (20 * torch.rand(2, sizes[0], 2, dtype=torch.float64)).requires_grad_()
+    assert network(Spikes.from_times(times)).count().max() > 1
+    # atol: what central differences of step 1e-6 are good for, with losses of order 10
+    assert torch.autograd.gradcheck(
+        lambda times, *_: smooth(network(Spikes.from_times(times))),
+        [times, *network.parameters()],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("dt", DTS)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_gradcheck_of_convolutions(neuron, dt, depth):
+    torch.manual_seed(50 + depth)
+    network = conv_network(neuron, TimeStepped(40.0, dt))[:depth]
+    times = (20 * torch.rand(1, 36, dtype=torch.float64)).requires_grad_()
+    assert network(Spikes.from_times(times)).count().max() > 1
+    assert torch.autograd.gradcheck(
+        lambda times, *_: smooth(network(Spikes.from_times(times))),
+        [times, *network.parameters()],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("loss", ["first_spike", "max", "mean"])
+@pytest.mark.parametrize("dt", DTS)
+def test_gradients_are_exact_for_every_loss(dt, loss):
+    torch.manual_seed(60)
+    network = random_network([4, 5, 3], LIF(), TimeStepped(40.0, dt), None if loss == "first_spike" else loss)
+    target = torch.tensor([0, 2])
+
+    def fn(times, *_):
+        output = network(Spikes.from_times(times))
+        return first_spike_cross_entropy(output, target) if loss == "first_spike" else F.cross_entropy(output, target)
+
+    report = check_gradients(fn, [20 * torch.rand(2, 4, 2, dtype=torch.float64), *network.parameters()])
+    assert report.relative_error <= 1e-7, report  # P3
+    assert sum(int(c.sum()) for c in report.compared) >= 0.9 * sum(c.numel() for c in report.compared), report
+
+
+def test_gradients_are_exact_where_neurons_are_saturated():
+    """Hundreds of spikes per neuron and a dozen per step, and inhibition that comes while they fire."""
+    torch.manual_seed(3)
+    layer = SpikingLinear(4, 3, solver=TimeStepped(40.0, 2.0), dtype=torch.float64)
+    layer.weight.data.normal_(100.0, 100.0)
+    times = (20 * torch.rand(2, 4, 2, dtype=torch.float64)).requires_grad_()
+    train = layer(Spikes.from_times(times))
+    assert train.count().max() > 100
+    assert train.to_raster(2.0, 40.0).max() > 10
+    report = check_gradients(lambda times, *_: smooth(layer(Spikes.from_times(times))), [times, layer.weight])
+    assert report.relative_error <= 1e-7, report
+    gradients = torch.autograd.grad(smooth(layer(Spikes.from_times(times))), [times, layer.weight])
+    layer.solver = TimeStepped(40.0, 2.0, backend="torch")
+    reference_gradients = torch.autograd.grad(smooth(layer(Spikes.from_times(times))), [times, layer.weight])
+    for found, expected in zip(gradients, reference_gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)  # rounding, carried through 100 spikes
+
+
+def test_inhibition_within_a_step_moves_the_spike_to_its_beginning(backend):
+    """The crossing lies before inhibition that came in the same step: run backwards, V is above the threshold all along."""
+    solver = TimeStepped(4.0, 1.0, backend=backend)
+    arrivals = Spikes.from_times(torch.tensor([[0.0, 1.95]], dtype=torch.float64))
+    weight = torch.tensor([[14.0, -30.0]], dtype=torch.float64, requires_grad=True)
+    train = solver.spikes(arrivals, weight, LIF())
+    assert train.time[0, 0] == 1.0
+    assert torch.isinf(train.slope[0, 0])
+    (grad,) = torch.autograd.grad(train.time[0, 0], weight)
+    assert (grad == 0).all()  # the time is a constant there
+
+
+# ---- the backends ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["exponential", "euler"])
+def test_backends_agree(neuron, scheme):
+    torch.manual_seed(1)
+    grid = Grid.of(neuron, 40.0, 0.5, scheme)
+    arrivals = random_spikes(3, 6)
+    steps, effect = kernels.effects(arrivals.time, arrivals.index, 6, grid)
+    expected_steps, expected_effect = reference.effects(arrivals.time, arrivals.index, 6, grid)
+    assert torch.equal(steps, expected_steps)
+    torch.testing.assert_close(effect, expected_effect, rtol=0, atol=1e-12)  # the promise; seen: 1e-16
+    weight = 3.0 * neuron.minimum_weight * torch.randn(5, 6, dtype=torch.float64)
+    drive = effect @ weight.t()
+    tape, expected_tape = kernels.forward(drive, steps, grid), reference.forward(drive, steps, grid)
+    for values, expected in zip(tape, expected_tape, strict=True):
+        torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
+    assert tape.time.isfinite().sum() > 50
+    grad = torch.randn_like(tape.time)
+    grad_drive = kernels.adjoint(steps, tape, grad, 5, grid)
+    expected = reference.adjoint(steps, tape, grad, 5, grid)
+    torch.testing.assert_close(grad_drive / expected.norm(), expected / expected.norm(), rtol=0, atol=1e-12)
+    grad_effect = torch.randn_like(effect)
+    torch.testing.assert_close(
+        kernels.effects_adjoint(arrivals.time, arrivals.index, steps, grad_effect, grid),
+        reference.effects_adjoint(arrivals.time, arrivals.index, steps, grad_effect, grid),
+        rtol=0, atol=1e-12,
+    )  # fmt: skip
+
+
+# ---- the forward pass ------------------------------------------------------------------------------------------------
+
+
+def dense_simulation(raster: torch.Tensor, weight: torch.Tensor, neuron: LIF, dt: float) -> torch.Tensor:
+    """[T, N] spike counts per step of one sample by eq. (6), written with a matrix exponential and a bisection; input
+    spikes come at the beginning of their step."""
+    system = torch.tensor([[-1 / neuron.tau_mem, 1 / neuron.tau_mem], [0.0, -1 / neuron.tau_syn]], dtype=torch.float64)
+    step = torch.linalg.matrix_exp(system * dt)
+    state = torch.zeros(2, len(weight), dtype=torch.float64)
+    counts = torch.zeros(len(raster), len(weight))
+    for t, arriving in enumerate(raster):
+        state[1] += weight @ arriving
+        state = step @ state
+        for n in range(len(weight)):
+            longest = dt
+            while state[0, n] >= neuron.v_th:
+                low, high = 0.0, longest  # how far to go back until V = v_th
+                for _ in range(60):
+                    middle = (low + high) / 2
+                    v = torch.linalg.matrix_exp(-system * middle) @ state[:, n]
+                    low, high = (middle, high) if v[0] >= neuron.v_th else (low, middle)
+                longest = (low + high) / 2
+                state[0, n] -= neuron.v_th * math.exp(-longest / neuron.tau_mem)
+                counts[t, n] += 1
+    return counts
+
+
+def test_spikes_equal_those_of_a_dense_simulation(neuron, backend):
+    torch.manual_seed(4)
+    raster = (torch.rand(40, 1, 8, dtype=torch.float64) < 0.05).double()
+    weight = neuron.minimum_weight * torch.randn(6, 8, dtype=torch.float64)
+    train = TimeStepped(40.0, 1.0, backend=backend).spikes(Spikes.from_raster(raster, 1.0), weight, neuron)
+    expected = dense_simulation(raster[:, 0], weight, neuron, 1.0)
+    assert expected.sum() > 10
+    assert torch.equal(train.to_raster(1.0, 40.0)[:, 0].float(), expected)
+
+
+def test_arrivals_on_grid_points_leave_no_error(neuron, backend):
+    """State and spike times are those of the event-driven solver, as long as no V crosses the threshold and is below it
+    again at the end of the step: with dt = 0.05 ms and these weights none does."""
+    torch.manual_seed(5)
+    arrivals = Spikes.from_times(torch.randint(0, 20, (3, 6, 2)).double())
+    weight = 2.0 * neuron.minimum_weight * torch.rand(4, 6, dtype=torch.float64)
+    train = TimeStepped(40.0, 0.05, backend=backend).spikes(arrivals, weight, neuron)
+    exact = EventDriven(40.0).spikes(arrivals, weight, neuron)
+    assert torch.equal(train.count(), exact.count())
+    torch.testing.assert_close(train.to_times(), exact.to_times(), rtol=0, atol=1e-9)  # rounding of up to 800 steps
+
+
+def test_no_spikes_no_neurons_and_no_samples(backend):
+    solver = TimeStepped(40.0, 1.0, backend=backend)
+    for batch, inputs in ((2, 0), (0, 3), (0, 0)):
+        times = torch.full((batch, inputs), math.inf, dtype=torch.float64)
+        layer = SpikingLinear(max(inputs, 1), 4, solver=solver, dtype=torch.float64)
+        weight = layer.weight[:, :inputs]
+        train = solver.spikes(Spikes.from_times(times), weight, LIF())
+        assert train.first_spike_time().shape == (batch, 4)
+        smooth(train).backward()
+        assert (layer.weight.grad == 0).all()
+    silent = SpikingLinear(2, 3, solver=solver)(Spikes.from_times(torch.full((2, 2), math.inf)))
+    assert silent.count().sum() == 0
+    assert torch.isinf(silent.first_spike_time()).all()
+
+
+def test_a_batch_equals_its_samples_alone(backend):
+    torch.manual_seed(2)
+    network = random_network([5, 4, 3], LIF(), TimeStepped(40.0, 1.0, backend=backend))
+    arrivals = random_spikes(4, 5)
+    together = network(arrivals)
+    for b in range(4):
+        alone = network(arrivals.select(torch.tensor([b])))
+        row = together.select(torch.tensor([b]))
+        assert torch.equal(row.index, alone.index)
+        torch.testing.assert_close(row.time, alone.time, rtol=0, atol=1e-10)  # sums of matrix products in another order
+
+
+def test_spikes_after_the_window_have_no_effect(backend):
+    solver = TimeStepped(10.0, 1.0, backend=backend)
+    weight = torch.full((1, 2), 20.0, dtype=torch.float64, requires_grad=True)
+    train = solver.spikes(Spikes.from_times(torch.tensor([[1.0, 10.0]], dtype=torch.float64)), weight, LIF())
+    smooth(train).backward()
+    assert weight.grad[0, 0] != 0
+    assert weight.grad[0, 1] == 0
+
+
+def test_float32_follows_float64():
+    torch.manual_seed(6)
+    arrivals = random_spikes(4, 10, per_neuron=3)
+    weight = LIF().minimum_weight * torch.randn(8, 10, dtype=torch.float64)
+    exact = TimeStepped(40.0, 1.0).spikes(arrivals, weight, LIF())
+    single = TimeStepped(40.0, 1.0).spikes(arrivals.to(torch.float32), weight.float(), LIF())
+    assert torch.equal(exact.count(), single.count())
+    torch.testing.assert_close(single.to_times().double(), exact.to_times(), rtol=0, atol=1e-3)  # P6
+
+
+# ---- euler -----------------------------------------------------------------------------------------------------------
+
+
+def test_euler_is_the_classic_recursion(backend):
+    """V += dt/tau_mem (I - V), I *= 1 - dt/tau_syn, spikes on grid points, reset to 0."""
+    torch.manual_seed(7)
+    neuron, dt = LIF(), 1.0
+    raster = (torch.rand(40, 2, 6, dtype=torch.float64) < 0.1).double()
+    weight = neuron.minimum_weight * torch.randn(5, 6, dtype=torch.float64)
+    train = TimeStepped(40.0, dt, "euler", backend=backend).spikes(Spikes.from_raster(raster, dt), weight, neuron)
+    v = i = torch.zeros(2, 5, dtype=torch.float64)
+    expected = torch.zeros(41, 2, 5, dtype=torch.float64)  # a spike at grid point k
+    for t in range(40):
+        i = i + raster[t] @ weight.t()
+        v, i = v + dt / neuron.tau_mem * (i - v), (1 - dt / neuron.tau_syn) * i
+        expected[t + 1] = (v >= neuron.v_th).double()
+        v = torch.where(v >= neuron.v_th, 0.0, v)
+    assert expected.sum() > 10
+    assert torch.equal(train.time, train.time.round())
+    expected[39] += expected[40]  # the last bin includes the end of the window
+    assert torch.equal(train.to_raster(dt, 40.0), expected[:40])
+
+
+def test_euler_gradients_have_the_factor_tau_syn():
+    """One weight and one spike, where everything is known: dt_k/dw = -phi / Vdot, with phi and Vdot of the recursion."""
+    neuron, dt = LIF(), 0.001
+    weight = torch.tensor([[10.0]], dtype=torch.float64, requires_grad=True)
+    arrivals = Spikes.from_times(torch.zeros(1, 1, dtype=torch.float64))
+    gradients = []
+    for solver in (TimeStepped(40.0, dt, "euler"), EventDriven(40.0)):
+        gradients += torch.autograd.grad(solver.spikes(arrivals, weight, neuron).time[0, 0], weight)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=2e-3, atol=0)  # a few dt / (time of the slope's change)
+
+
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+def test_euler_readout_approaches_the_exact_one(reduce):
+    torch.manual_seed(8)
+    arrivals = random_spikes(3, 5)
+    errors = []
+    for solver in (TimeStepped(40.0, 0.1, "euler"), TimeStepped(40.0, 0.05, "euler")):
+        readout = LeakyReadout(5, 2, solver=solver, reduce=reduce, dtype=torch.float64)
+        readout.weight.data.copy_(torch.linspace(0.5, 2.0, 10).reshape(2, 5))
+        exact = EventDriven(40.0).readout(arrivals, readout.weight, readout.neuron, reduce)
+        errors.append(float((readout(arrivals) - exact).detach().abs().max()))
+    assert errors[0] < 0.05
+    assert errors[1] == pytest.approx(errors[0] / 2, rel=0.5)  # first order
+
+
+# ---- the spike train on a grid ---------------------------------------------------------------------------------------
+
+
+def test_channels_are_the_effects_at_the_end_of_each_step():
+    neuron = LIF()
+    spikes = Spikes.from_times(torch.tensor([[0.0, 1.25, 1.5]], dtype=torch.float64))
+    channels = GridSpikes.from_spikes(spikes, dt=1.0, t_end=3.0, shape=(3, 1)).channels(neuron)
+    assert channels.shape == (2, 3, 1, 3, 1)
+    y = torch.tensor([1.0, 0.75, 0.5], dtype=torch.float64)
+    _, s, phi = decay(y, neuron.tau_mem, neuron.tau_syn)
+    expected = torch.zeros(2, 3, 3, dtype=torch.float64)
+    expected[0, 0, 0], expected[1, 0, 0] = phi[0], s[0]
+    expected[0, 1, 1:], expected[1, 1, 1:] = phi[1:], s[1:]
+    torch.testing.assert_close(channels[:, :, 0, :, 0], expected, rtol=0, atol=1e-15)
+
+
+def test_a_cotangent_of_channels_is_a_gradient_of_times(neuron):
+    torch.manual_seed(9)
+    weights = torch.randn(2, 20, 2, 4, dtype=torch.float64)
+
+    def fn(times):
+        return (GridSpikes.from_spikes(Spikes.from_times(times), 1.0, 20.0).channels(neuron) * weights).sum()
+
+    assert check_gradients(fn, 20 * torch.rand(2, 4, 3, dtype=torch.float64)).relative_error <= 1e-8
+
+
+def test_grid_spikes_are_spikes():
+    spikes = random_spikes(2, 6)
+    train = GridSpikes.from_spikes(spikes, 0.5, 20.0, shape=(2, 3))
+    assert torch.equal(train.first_spike_time(), spikes.first_spike_time())
+    assert torch.equal(train.count(), spikes.count())
+    assert torch.equal(train.to_raster(0.5, 20.0), spikes.to_raster(0.5, 20.0))
+    part = train.select(torch.tensor([1])).to(torch.float32).detach()
+    assert (type(part), part.shape, part.dt, part.t_end) == (GridSpikes, (2, 3), 0.5, 20.0)
+    assert type(train.to_spikes()) is Spikes
+    assert torch.equal(train.to_spikes().time, spikes.time)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dt": 0.3}, r"t_end must be a whole number of steps dt=0.3: 19.8 or 20.1 would fit, got 20.0"),
+        ({"dt": -1.0}, "dt must be positive"),
+        ({"t_end": 10.0}, r"spikes lie outside \[0, t_end=10.0\]"),
+        ({"shape": (2, 2)}, r"shape must have num_neurons=6 entries in all, got \(2, 2\)"),
+    ],
+)
+def test_bad_grids_are_named(change, message):
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=message):
+        GridSpikes.from_spikes(random_spikes(2, 6), **({"dt": 1.0, "t_end": 20.0} | change))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((40.0, 0.7), r"t_end must be a whole number of steps dt=0.7: 39.9 or 40.6 would fit, got 40.0"),
+        ((40.0, 0.0), "dt must be positive"),
+        ((40.0, 1.0, "midpoint"), "scheme must be one of 'exponential', 'euler', got 'midpoint'"),
+    ],
+)
+def test_bad_solvers_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TimeStepped(*arguments)
+
+
+def test_bad_input_is_named(backend, monkeypatch):
+    weight = torch.ones(1, 1)
+    early, now = (Spikes.from_times(torch.tensor([[time]])) for time in (-1.0, 1.0))
+    with pytest.raises(ValueError, match="spikes must not come before time 0, got -1.0"):
+        TimeStepped(40.0, 1.0, backend=backend).spikes(early, weight, LIF())
+    with pytest.raises(ValueError, match="dt must be at most 5.0 .* choose a smaller dt"):
+        TimeStepped(40.0, 8.0, "euler", backend=backend).spikes(now, weight, LIF())
+    with pytest.raises(ValueError, match="weight must be finite"):
+        TimeStepped(40.0, 1.0, backend=backend).spikes(now, math.inf * weight, LIF())
+    if backend == "torch":  # the reference takes minutes to emit a million spikes one after the other
+        monkeypatch.setattr(tape, "MAX_SPIKES_PER_SAMPLE", 500)
+    with pytest.raises(ValueError, match=r"emit more than [\d,]+ spikes; lower the weights"):
+        TimeStepped(40.0, 1.0, backend=backend).spikes(now, 1e9 * weight, LIF())
+
+
+# ---- any linear map --------------------------------------------------------------------------------------------------
+
+
+class LowRankMap(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2, 6))
+
+    def forward(self, x):
+        return x @ self.right.t() @ self.left.t()
+
+
+class Squared(nn.Module):
+    def forward(self, x):
+        return x * x
+
+
+def test_a_linear_module_gives_what_spiking_linear_gives(backend):
+    torch.manual_seed(10)
+    solver = TimeStepped(40.0, 1.0, backend=backend)
+    linear = nn.Linear(6, 4, bias=False)
+    layer = SpikingLinear(6, 4, solver=solver)
+    layer.reset_parameters(1.0, 3.0)
+    linear.weight.data.copy_(layer.weight.data)
+    spikes = random_spikes(3, 6, dtype=torch.float32)
+    assert torch.equal(SpikingLayer(linear, solver=solver)(spikes).time, layer(spikes).time)
+
+
+def test_a_map_of_the_user_is_a_synapse():
+    torch.manual_seed(11)
+    layer = SpikingLayer(LowRankMap(), solver=TimeStepped(40.0, 1.0))
+    layer.reset_parameters(1.0, 1.5)
+    layer.double()
+    spikes = random_spikes(2, 6)
+    assert 4 < layer(spikes).count().sum() < 200
+    report = check_gradients(lambda *_: smooth(layer(spikes)), [*layer.parameters()])
+    assert report.relative_error <= 1e-7, report
+
+
+@pytest.mark.parametrize(
+    ("synapses", "message"),
+    [
+        (nn.Linear(6, 4), r"synapses must have no bias, the module \(Linear\) has one; build it with bias=False"),
+        (nn.Sequential(nn.Linear(6, 4, bias=False), nn.ReLU()), r"synapses must be linear, 1 \(ReLU\) is not"),
+        (nn.MaxPool1d(2), r"synapses must be linear, the module \(MaxPool1d\) is not"),
+        (nn.BatchNorm1d(6), "must have no bias"),
+    ],
+)
+def test_maps_that_are_not_linear_are_refused(synapses, message):
+    with pytest.raises(ValueError, match=message):
+        SpikingLayer(synapses, solver=TimeStepped(40.0, 1.0))
+
+
+def test_a_nonlinear_map_of_the_user_is_refused_when_it_is_used():
+    layer = SpikingLayer(Squared(), solver=TimeStepped(40.0, 1.0))
+    with pytest.raises(ValueError, match="synapses must be linear, without bias: f"):
+        layer(random_spikes(2, 6))
+
+
+def test_a_layer_behind_a_module_needs_a_grid():
+    with pytest.raises(TypeError, match="solver must be TimeStepped.* EventDriven.* solves SpikingLinear"):
+        SpikingLayer(nn.Linear(6, 4, bias=False), solver=EventDriven(40.0))
+
+
+# ---- convergence -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+def test_convergence_to_the_event_driven_solver(reduce):
+    def network(solver):
+        torch.manual_seed(0)
+        network = random_network([4, 5, 3], LIF(), solver, reduce)
+        for layer in network:
+            layer.reset_parameters(2.0, 2.0)
+        return network
+
+    torch.manual_seed(1)
+    arrivals, target = random_spikes(200, 4), torch.randint(0, 3, (200,))
+    exponential, euler = study_convergence(
+        network, arrivals, target, F.cross_entropy, t_end=40.0, dts=(2.0, 1.0, 0.5, 0.2, 0.1, 0.05)
+    )
+    assert exponential.order(exponential.loss_error) >= 1.8
+    assert exponential.order(exponential.gradient_error) >= 0.9
+    assert (exponential.loss_error < euler.loss_error).all()
+    assert (exponential.gradient_error < euler.gradient_error).all()

@@ -7,7 +7,8 @@ import itertools
 import pytest
 import torch
 
-from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear
+from eventprop import LIF, LeakyReadout, Spikes, SpikingLinear
+from eventprop.solver import Solver
 
 torch.set_num_threads(1)  # the problems are tiny: a second thread would only wait
 
@@ -25,9 +26,7 @@ def random_spikes(batch: int, neurons: int, per_neuron: int = 2, window: float =
     return Spikes.from_times(torch.rand(batch, neurons, per_neuron, dtype=dtype) * window)
 
 
-def random_network(
-    sizes: list[int], neuron: LIF, solver: EventDriven, readout: str | None = None
-) -> torch.nn.Sequential:
+def random_network(sizes: list[int], neuron: LIF, solver: Solver, readout: str | None = None) -> torch.nn.Sequential:
     """Layers of ``SpikingLinear`` that emit several spikes per neuron; the last is a ``LeakyReadout`` if ``readout`` names
     a reduction."""
     options = {"neuron": neuron, "solver": solver, "dtype": torch.float64}
@@ -39,3 +38,12 @@ def random_network(
     for layer in layers:
         layer.reset_parameters(mean=3.0 * charge, std=2.0 * charge)
     return torch.nn.Sequential(*layers)
+
+
+def convergence_network(sizes: list[int], solver: Solver, readout: str) -> torch.nn.Sequential:
+    """The same network each time, whose neurons spike a few times."""
+    torch.manual_seed(0)
+    network = random_network(sizes, LIF(), solver, readout)
+    for layer in network:
+        layer.reset_parameters(2.0, 2.0)
+    return network

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import random_network, random_spikes
+from conftest import convergence_network, random_network, random_spikes
 from torch import nn
 from torch.nn import functional as F
 
@@ -458,18 +458,12 @@ def test_a_layer_behind_a_module_needs_a_grid():
 
 @pytest.mark.parametrize("reduce", ["max", "mean"])
 def test_convergence_to_the_event_driven_solver(reduce):
-    def network(solver):
-        torch.manual_seed(0)
-        network = random_network([4, 5, 3], LIF(), solver, reduce)
-        for layer in network:
-            layer.reset_parameters(2.0, 2.0)
-        return network
-
     torch.manual_seed(1)
     arrivals, target = random_spikes(200, 4), torch.randint(0, 3, (200,))
     exponential, euler = study_convergence(
-        network, arrivals, target, F.cross_entropy, t_end=40.0, dts=(2.0, 1.0, 0.5, 0.2, 0.1, 0.05)
-    )
+        lambda solver: convergence_network([4, 5, 3], solver, reduce), arrivals, target, F.cross_entropy, t_end=40.0,
+        dts=(2.0, 1.0, 0.5, 0.2, 0.1, 0.05),
+    )  # fmt: skip
     assert exponential.order(exponential.loss_error) >= 1.8
     assert exponential.order(exponential.gradient_error) >= 0.9
     assert (exponential.loss_error < euler.loss_error).all()

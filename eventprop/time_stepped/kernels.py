@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..event_driven.kernels.forward import NEVER, next_crossing, pack, sort_by_time
+from ..event_driven.kernels.forward import NEVER, next_crossing, recorded, sort_by_time
 from ..jit import arrays, is_finite, jit, threads
 from ..neuron import adjoint_flow, decay, effect_time_gradient, flow, rewind, slope, spike_jump
-from ..tape import MAX_SPIKES_PER_SAMPLE, Tape, check_finite, check_spike_count
+from ..tape import MAX_SPIKES_PER_SAMPLE, Tape
 from .grid import Grid
 
 NO_STEP = -1
@@ -47,24 +47,8 @@ def effects_adjoint(time: Tensor, index: Tensor, steps: Tensor, grad: Tensor, gr
 def forward(drive: Tensor, steps: Tensor, grid: Grid) -> Tape:
     """Emitted spikes of neurons at rest that receive ``drive`` [2, A, B, N] (psp, psc) at the end of the steps ``steps``."""
     batch, neurons = drive.shape[2:]
-    capacity = 4 * neurons + 64
-    (received,), place = arrays(drive), _places(steps.numpy(), grid)
-    while True:
-        out_time = torch.empty((batch, capacity), dtype=drive.dtype)
-        out_neuron = torch.empty((batch, capacity), dtype=torch.int64)
-        out_slope, out_step = torch.empty_like(out_time), torch.empty_like(out_neuron)
-        buffers = arrays(out_time, out_neuron, out_slope, out_step)
-        with threads():
-            counts = simulate_batch(received, place, *buffers, *_constants(grid), grid.exact)
-        largest = int(counts.max(initial=0))
-        check_finite(counts.min(initial=0) >= 0)
-        check_spike_count(largest)
-        if largest <= capacity:
-            break
-        capacity = largest
-    tape = Tape(*(torch.empty((batch, largest), dtype=t.dtype) for t in (out_time, out_neuron, out_slope, out_step)))
-    pack(counts, *buffers, *arrays(*tape))
-    return tape
+    received, constants = (*arrays(drive), _places(steps.numpy(), grid)), (*_constants(grid), grid.exact)
+    return recorded(lambda *out: simulate_batch(*received, *out, *constants), batch, neurons, drive.dtype)
 
 
 def adjoint(steps: Tensor, tape: Tape, grad: Tensor, neurons: int, grid: Grid) -> Tensor:

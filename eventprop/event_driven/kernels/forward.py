@@ -9,6 +9,7 @@ Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the long
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numba
 import numpy as np
@@ -25,15 +26,25 @@ NEVER = -1.0
 
 def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Tape:
     """Emitted spikes of a layer at rest that receives the spikes ``time``, ``index`` [B, K] through ``weight_t`` [M, N]."""
-    arrivals = arrays(time, index, weight_t)
-    batch, capacity = len(time), 4 * weight_t.shape[1] + 64
+    arrivals, constants = arrays(time, index, weight_t), (neuron.tau_mem, neuron.tau_syn, neuron.v_th, t_end)
+    return recorded(
+        lambda *out: simulate_batch(*arrivals, *out, *constants), len(time), weight_t.shape[1], weight_t.dtype
+    )
+
+
+def recorded(simulate: Callable[..., np.ndarray], batch: int, neurons: int, dtype: torch.dtype) -> Tape:
+    """Run ``simulate`` with buffers for the columns of a tape, with larger ones if the spikes do not fit, and pack them.
+
+    ``simulate`` returns how many spikes each sample has, or -1 where a potential is not finite.
+    """
+    capacity = 4 * neurons + 64
     while True:
-        out_time = torch.empty((batch, capacity), dtype=weight_t.dtype)
+        out_time = torch.empty((batch, capacity), dtype=dtype)
         out_neuron = torch.empty((batch, capacity), dtype=torch.int64)
         out_slope, out_after = torch.empty_like(out_time), torch.empty_like(out_neuron)
         buffers = arrays(out_time, out_neuron, out_slope, out_after)
         with threads():
-            counts = simulate_batch(*arrivals, *buffers, neuron.tau_mem, neuron.tau_syn, neuron.v_th, t_end)
+            counts = simulate(*buffers)
         largest = int(counts.max(initial=0))
         check_finite(counts.min(initial=0) >= 0)
         check_spike_count(largest)

@@ -28,6 +28,7 @@ from .losses import FirstSpike, MaxVoltage, MeanVoltage
 from .networks import convolutional, fully_connected
 from .neuron import LIF
 from .time_stepped import TimeStepped
+from .training.optimizers import SGD, Adam
 
 HERE = Path(__file__).parent
 # a wheel carries the configuration inside the package, a checkout has it beside the package
@@ -36,21 +37,6 @@ CONFIG_DIRECTORY = str(next(path for path in (HERE / "conf", HERE.parent / "conf
 
 class ConfigError(ValueError):
     """A mistake in the configuration; the message names the key."""
-
-
-@dataclass(frozen=True)
-class Adam:
-    """Adam with a learning rate that is multiplied by ``decay`` after every epoch."""
-
-    lr: float = 5e-3
-    decay: float = 1.0
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        positive("lr", self.lr)
-        positive("decay", self.decay)
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be >= 0 and finite, got {self.weight_decay}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +49,8 @@ class Training:
             their incoming weights by ``bump`` times the weight with which one spike of every input would fire them.
         device: of the network and the data, as torch names it.
         dtype: "float32" or "float64".
+        mixed_precision: whether torch's own products and convolutions run in bfloat16, by autocast; not for exact gradients.
+        resume: go on with the run in this directory, from its last complete epoch.
     """
 
     epochs: int = 10
@@ -71,6 +59,8 @@ class Training:
     bump: float = 0.1
     device: str = "cpu"
     dtype: str = "float32"
+    mixed_precision: bool = False
+    resume: bool = False
 
     def __post_init__(self) -> None:
         whole("epochs", self.epochs, minimum=1)
@@ -82,6 +72,11 @@ class Training:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device {self.device!r} cannot be used here: {error}") from error
+        if self.mixed_precision and self.dtype != "float32":
+            raise ValueError(f"mixed_precision needs dtype=float32, got {self.dtype}")
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.mixed_precision)
 
 
 @dataclass(frozen=True)
@@ -94,14 +89,16 @@ class Logging:
         choice("progress", self.progress, ("auto", "bar", "lines"))
 
 
-GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
+Groups = dict[str, dict[str, Callable[..., Any]]]
+
+GROUPS: Groups = {
     "data": {"mnist": load_mnist, "fashion_mnist": load_fashion_mnist, "yin_yang": load_yin_yang},
     "encoder": {"latency": latency_encode, "binary_latency": binary_latency_encode},
     "model": {"fully_connected": fully_connected, "convolutional": convolutional},
     "neuron": {"lif": LIF},
     "solver": {"event_driven": EventDriven, "time_stepped": TimeStepped, "euler": TimeStepped},
     "loss": {"first_spike": FirstSpike, "max_voltage": MaxVoltage, "mean_voltage": MeanVoltage},
-    "optimizer": {"adam": Adam},
+    "optimizer": {"adam": Adam, "sgd": SGD},
     "train": {"default": Training},
     "logger": {"default": Logging},
 }
@@ -116,10 +113,10 @@ class Config:
     data: Callable[..., Any]
     encoder: Callable[..., Any]
     model: Callable[..., Any]
-    neuron: LIF
-    solver: EventDriven | TimeStepped
-    loss: FirstSpike | MaxVoltage | MeanVoltage
-    optimizer: Adam
+    neuron: Any
+    solver: Any
+    loss: Any
+    optimizer: Adam | SGD
     train: Training
     logger: Logging
 
@@ -130,26 +127,32 @@ def parse(config: DictConfig) -> Config:
     Raises:
         ConfigError: if a key is unknown or missing, or a value has the wrong type or is out of range.
     """
+    checked = Config(**build(config, GROUPS))
+    if checked.train.mixed_precision:
+        raise ConfigError("train.mixed_precision must be false: exact gradients are computed in float32 or float64")
+    return checked
+
+
+def build(config: DictConfig, groups: Groups) -> dict[str, Any]:
+    """The experiment, the seed, and what each of the ``groups`` names; errors as for ``parse``."""
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    _check_keys("", resolved, ["experiment", "seed", *GROUPS])
+    _check_keys("", resolved, ["experiment", "seed", *groups])
     for key, kind in (("experiment", str), ("seed", int)):
         _check_type(key, resolved[key], kind)
     if resolved["seed"] < 0:
         raise ConfigError(f"seed must be >= 0, got {resolved['seed']}")
-    groups = {group: _build(group, resolved[group]) for group in GROUPS}
-    return Config(experiment=resolved["experiment"], seed=resolved["seed"], **groups)
+    built = {group: _build(group, resolved[group], choices) for group, choices in groups.items()}
+    return {"experiment": resolved["experiment"], "seed": resolved["seed"], **built}
 
 
-def _build(group: str, node: object) -> Any:
+def _build(group: str, node: object, choices: dict[str, Callable[..., Any]]) -> Any:
     if not isinstance(node, dict) or "name" not in node:
-        raise ConfigError(
-            f"{group} must be a group with a name, such as {group}={next(iter(GROUPS[group]))}; got {node!r}"
-        )
+        raise ConfigError(f"{group} must be a group with a name, such as {group}={next(iter(choices))}; got {node!r}")
     name = node["name"]
-    if name not in GROUPS[group]:
-        raise ConfigError(f"{group}.name must be one of {', '.join(GROUPS[group])}, got {name!r}")
-    target = GROUPS[group][name]
+    if name not in choices:
+        raise ConfigError(f"{group}.name must be one of {', '.join(choices)}, got {name!r}")
+    target = choices[name]
     options = _options(target)
     values = {key: value for key, value in node.items() if key != "name"}
     _check_keys(group, values, list(options))

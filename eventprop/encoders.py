@@ -21,7 +21,7 @@ def latency_encode(images: Tensor, t_min: float = 0.0, t_max: float = 20.0, thre
         t_min, t_max: times in ms of the brightest and of the darkest spike, t_min < t_max.
         threshold: pixels up to this value stay silent; in [0, 1).
     """
-    values = _unit_values(images)
+    values = unit_values(images)
     _check_order("t_min", t_min, "t_max", t_max)
     _check_threshold(threshold)
     time = t_min + (1.0 - values) * (t_max - t_min)
@@ -36,13 +36,13 @@ def binary_latency_encode(images: Tensor, t_on: float = 10.0, t_off: float = 20.
         t_on, t_off: times in ms, t_on < t_off.
         threshold: in [0, 1).
     """
-    values = _unit_values(images)
+    values = unit_values(images)
     _check_order("t_on", t_on, "t_off", t_off)
     _check_threshold(threshold)
     return Spikes.from_times(torch.where(values > threshold, t_on, t_off).to(values.dtype))
 
 
-def _unit_values(images: object) -> Tensor:
+def unit_values(images: object) -> Tensor:
     """``images`` as [B, pixels] in [0, 1]."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")

@@ -7,6 +7,7 @@ whose name holds a digest of the sources, so that an edited equation is never se
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
@@ -62,13 +63,16 @@ for equation in (
     register_jitable(**OPTIONS)(equation)
 
 
-def _cache_directory() -> str:
+@functools.cache
+def _cache_directory(folder: Path) -> str:
+    """Where to keep what is compiled from sources in ``folder``."""
     package = Path(__file__).parent
-    digest = hashlib.sha256()
-    solvers = (
-        source for solver in ("event_driven", "time_stepped") for source in sorted((package / solver).rglob("*.py"))
+    solvers = (package / "event_driven", package / "time_stepped")
+    sources = {package / "neuron.py", package / "jit.py", *folder.glob("*.py")}.union(
+        *(s.rglob("*.py") for s in solvers)
     )
-    for source in (package / "neuron.py", package / "jit.py", *solvers):
+    digest = hashlib.sha256()
+    for source in sorted(sources):
         digest.update(source.read_bytes())
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")
@@ -77,15 +81,12 @@ def _cache_directory() -> str:
     return str(Path(base) / "eventprop" / digest.hexdigest()[:16])
 
 
-_CACHE_DIRECTORY = _cache_directory()
-
-
 def jit(function: Callable | None = None, *, parallel: bool = False):
     """Compile with numba and keep the result on disk."""
     if function is None:
         return lambda function: jit(function, parallel=parallel)
     saved = config.CACHE_DIR
-    config.CACHE_DIR = _CACHE_DIRECTORY
+    config.CACHE_DIR = _cache_directory(Path(function.__code__.co_filename).parent)
     try:
         return numba.njit(cache=True, parallel=parallel, nogil=True, **OPTIONS)(function)
     finally:

@@ -14,6 +14,10 @@ from .spikes import FLOATS, Spikes
 from .time_stepped import GridSpikes, TimeStepped
 
 
+class SpikingModule(nn.Module):
+    """A layer whose output is spikes: ``Spikes``, or a raster [T, B, ...] of a number of spikes in each step."""
+
+
 class _Synapses(nn.Module):
     """A fully connected layer of synapses onto neurons of one kind."""
 
@@ -57,7 +61,7 @@ class _Synapses(nn.Module):
         return f"{self.in_features}, {self.out_features}, neuron={self.neuron}, solver={self.solver}"
 
 
-class SpikingLinear(_Synapses):
+class SpikingLinear(_Synapses, SpikingModule):
     """Leaky integrate-and-fire neurons behind fully connected synapses: maps spike trains to spike trains.
 
     Args:
@@ -82,7 +86,7 @@ class SpikingLinear(_Synapses):
         return self.solver.spikes(spikes, self.weight, self.neuron)
 
 
-class SpikingLayer(nn.Module):
+class SpikingLayer(SpikingModule):
     """Leaky integrate-and-fire neurons behind any linear map, on a time grid: maps spike trains to spike trains.
 
     The map acts alike on the two numbers that a step of a spike train is, eq. (11), and so trains with exact gradients of

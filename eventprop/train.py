@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from .config import CONFIG_DIRECTORY, parse
+from .config import CONFIG_DIRECTORY, Config, parse
 from .training.loop import train
 from .training.run_log import RunDirectory
 
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIRECTORY, config_name="config")
-def main(config: DictConfig) -> None:
-    """Train one network and report its test accuracy."""
+def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) -> None:
+    """Train what ``config`` says in the run directory that Hydra has made, and report the test accuracy."""
     checked = parse(config)
-    directory = RunDirectory(HydraConfig.get().runtime.output_dir, config)
-    summary = train(checked, directory)
+    directory = RunDirectory(HydraConfig.get().runtime.output_dir, config, checked.train.resume)
+    summary = train(checked, directory, method)
     log.info(
         "%s: test accuracy %.2f %% after %d epochs in %.0f s; %s",
         summary["experiment"], 100 * summary["test_accuracy"], summary["epochs"], summary["train_seconds"],
         directory.path / "summary.json",
     )  # fmt: skip
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIRECTORY, config_name="config")
+def main(config: DictConfig) -> None:
+    """Train one network with exact gradients."""
+    run(config, parse, "eventprop")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,11 @@
-"""Neurons of the surrogate baseline: modules that map inputs [T, B, ...] of all steps to spikes [T, B, ...].
+"""Neurons of rate-coded networks: modules that map inputs [T, B, ...] of all steps to spikes [T, B, ...].
 
-Each call starts from rest, so no state goes from one batch to the next. The loop over time and its gradient are written
-out: in every step
-
-    charge   H_t = V_{t-1} + (X_t - (V_{t-1} - V_r)) / tau     leaky;   H_t = V_{t-1} + X_t   integrate-and-fire
-    fire     S_t = 1 where H_t >= v_th, else 0;                dS/dH := surrogate(H_t - v_th)
-    reset    V_t = H_t (1 - S_t) + V_r S_t   hard;             V_t = H_t - v_th S_t   soft (V_r = None)
-
-so that, with k = dH_t/dV_{t-1}, the gradient with respect to H_t follows the recursion
-
-    dH_t = dS_t g_t + k A_t dH_{t+1},    g_t = surrogate(H_t - v_th),    A_t = dV_t/dH_t
-    A_t = 1 - S_t + (V_r - H_t) g_t   hard;    1 - v_th g_t   soft;    without the term in g_t if the reset is detached
+The equations are in ``dynamics``. Each call starts from rest, so no state goes from one batch to the next.
 """
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 
 import torch
@@ -22,8 +13,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from eventprop.checks import positive
+from eventprop.layers import SpikingModule
+from eventprop.spikes import FLOATS
 
-from .surrogates import Arctan, Surrogate
+from .dynamics import Dynamics
+from .surrogates import ARCTAN, Surrogate
 
 
 def _loops(device: torch.device) -> ModuleType:
@@ -36,48 +30,27 @@ def _loops(device: torch.device) -> ModuleType:
     return loops
 
 
-ARCTAN = Arctan()
-
-
 class _Fire(torch.autograd.Function):
-    """Charge, fire and reset over all steps; returns the spikes and, for monitors, the potentials H before reset."""
+    """All steps at once; returns the spikes and, for monitors, the potentials before reset, both [T, M]."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        keep: float,
-        gain: float,
-        v_th: float,
-        v_reset: float | None,
-        detach_reset: bool,
-        surrogate: Surrogate,
-    ) -> tuple[Tensor, Tensor]:
-        x = x.contiguous()
-        h, spikes = gain * x, torch.empty_like(x)
-        _loops(x.device).fire(h.flatten(1), spikes.flatten(1), keep, v_th, v_reset)
-        return spikes, h
+    def forward(x: Tensor, cell: Dynamics) -> tuple[Tensor, Tensor]:
+        return _loops(x.device).fire(x, cell)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        _, ctx.keep, ctx.gain, ctx.v_th, ctx.v_reset, ctx.detach_reset, ctx.surrogate = inputs
+        ctx.cell = inputs[1]
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*output)
+        ctx.save_for_backward(output[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _):
-        spikes, h = ctx.saved_tensors
-        g = ctx.surrogate(h - ctx.v_th)
-        if ctx.v_reset is None:
-            a = torch.ones_like(h) if ctx.detach_reset else 1.0 - ctx.v_th * g
-        else:
-            a = 1.0 - spikes if ctx.detach_reset else 1.0 - spikes + (ctx.v_reset - h) * g
-        grad_h = (grad * g).contiguous()
-        _loops(h.device).fire_adjoint(grad_h.flatten(1), a.flatten(1), ctx.keep)
-        return ctx.gain * grad_h, None, None, None, None, None, None
+        (h,) = ctx.saved_tensors
+        return _loops(h.device).fire_adjoint(grad.contiguous(), h, ctx.cell), None
 
 
-class IF(nn.Module):
+class IF(SpikingModule):
     """Integrate-and-fire neurons.
 
     Args:
@@ -97,23 +70,31 @@ class IF(nn.Module):
         surrogate: Surrogate = ARCTAN,
     ) -> None:
         super().__init__()
-        self.v_th, self.v_reset, self.detach_reset, self.surrogate = (
-            positive("v_th", v_th),
-            v_reset,
-            detach_reset,
-            surrogate,
-        )
-        if v_reset is not None and not v_reset < v_th:
+        self.v_th, self.v_reset = positive("v_th", v_th), v_reset
+        self.detach_reset, self.surrogate = detach_reset, surrogate
+        if v_reset is not None and not -math.inf < v_reset < v_th:
             raise ValueError(f"v_reset must be below v_th={v_th}, or None for a soft reset; got {v_reset}")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.spikes_and_potential(x)[0]
 
     def spikes_and_potential(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Spikes and potentials before reset, both [T, B, ...]."""
+        """Spikes and potentials before reset, both [T, B, ...], as float32 or float64 also under autocast."""
         if x.dim() < 2:
             raise ValueError(f"input must have shape [T, B, ...], got {list(x.shape)}")
-        return _Fire.apply(x, self.keep, self.gain, self.v_th, self.v_reset, self.detach_reset, self.surrogate)
+        if x.dtype not in FLOATS:
+            x = x.float()
+        soft = self.v_reset is None
+        rest = 0.0 if self.v_reset is None else self.v_reset
+        cell = Dynamics(self.keep, self.gain, self.v_th, rest, soft, self.detach_reset, self.surrogate)
+        # neurons in the order in which memory has them, such as channels last
+        order = [0, *sorted(range(1, x.dim()), key=x.stride, reverse=True)]
+        inverse = [order.index(d) for d in range(x.dim())]
+        ordered = x.permute(order)
+        spikes, h = (
+            y.reshape(ordered.shape).permute(inverse) for y in _Fire.apply(ordered.flatten(1).contiguous(), cell)
+        )
+        return spikes, h
 
     def extra_repr(self) -> str:
         return f"v_th={self.v_th}, v_reset={self.v_reset}, detach_reset={self.detach_reset}, surrogate={self.surrogate}"
@@ -135,3 +116,19 @@ class LIF(IF):
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, {super().extra_repr()}"
+
+
+class Potential(nn.Module):
+    """The potential [T, B, ...] that ``neuron`` would have if it did not spike."""
+
+    def __init__(self, neuron: IF) -> None:
+        super().__init__()
+        self.keep, self.gain = neuron.keep, neuron.gain
+        self.rest = 0.0 if neuron.v_reset is None else neuron.v_reset
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, potential = torch.full_like(x[:1].sum(0), self.rest), []
+        for x_t in x:
+            v = self.keep * v + (1.0 - self.keep) * self.rest + self.gain * x_t
+            potential.append(v)
+        return torch.stack(potential)

@@ -1,6 +1,6 @@
 """Surrogate derivatives: what stands in the place of the derivative of the step function that a spike is.
 
-Each is a function of x, the distance of the potential from the threshold in units of the threshold's own scale. Any other
+Each is a function of x, the distance of the potential from the threshold, and has one parameter, the slope k. Any other
 function of a tensor serves as well: pass it to a neuron as ``surrogate``.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,80 +18,103 @@ from eventprop.checks import positive
 
 Surrogate = Callable[[Tensor], Tensor]
 
+# The formulas take floats or tensors; numba compiles these same functions for the loop over time on the CPU.
+
+
+def arctan(x, k):
+    return 0.5 * k / (1.0 + (0.5 * math.pi * k * x) * (0.5 * math.pi * k * x))
+
+
+def sigmoid(x, k):
+    decay = torch.exp(-k * abs(x))  # sigma (1 - sigma), written so that it never overflows
+    return k * decay / ((1.0 + decay) * (1.0 + decay))
+
+
+def fast_sigmoid(x, k):
+    return 1.0 / ((1.0 + k * abs(x)) * (1.0 + k * abs(x)))
+
+
+def piecewise_quadratic(x, k):
+    rest = 1.0 - k * abs(x)
+    return k * torch.where(rest > 0.0, rest, 0.0)
+
+
+def triangular(x, k):
+    rest = 1.0 - abs(x)
+    return k * torch.where(rest > 0.0, rest, 0.0)
+
+
+def gaussian(x, k):
+    return k / math.sqrt(math.pi) * torch.exp(-(k * x) * (k * x))
+
 
 @dataclass(frozen=True)
-class _Slope:
-    """A surrogate derivative with one parameter, ``slope`` > 0: the larger, the narrower and the higher."""
+class BuiltIn:
+    """A surrogate derivative with one parameter, ``slope`` > 0: the larger, the narrower or the higher."""
 
     slope: float = 1.0
+    formula: ClassVar[Callable]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slope", positive("slope", self.slope))
 
+    def __call__(self, x: Tensor) -> Tensor:
+        return type(self).formula(x, self.slope)
+
 
 @dataclass(frozen=True)
-class Arctan(_Slope):
+class Arctan(BuiltIn):
     """g(x) = (k/2) / (1 + (pi k x / 2)^2), the derivative of arctan(pi k x / 2)/pi + 1/2 (Fang et al. 2021, ICCV)."""
 
     slope: float = 2.0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return 0.5 * self.slope / (1.0 + (0.5 * math.pi * self.slope * x).square())
+    formula = staticmethod(arctan)
 
 
 @dataclass(frozen=True)
-class Sigmoid(_Slope):
+class Sigmoid(BuiltIn):
     """g(x) = k sigma(k x) (1 - sigma(k x)), the derivative of the logistic function (Bengio et al. 2013, arXiv 1308.3432;
     Zenke & Vogels 2021)."""
 
     slope: float = 4.0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        sigma = torch.sigmoid(self.slope * x)
-        return self.slope * sigma * (1.0 - sigma)
+    formula = staticmethod(sigmoid)
 
 
 @dataclass(frozen=True)
-class FastSigmoid(_Slope):
+class FastSigmoid(BuiltIn):
     """g(x) = 1 / (1 + k |x|)^2: SuperSpike (Zenke & Ganguli 2018, Neural Computation 30:1514)."""
 
     slope: float = 25.0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return (1.0 + self.slope * x.abs()).square().reciprocal()
+    formula = staticmethod(fast_sigmoid)
 
 
 @dataclass(frozen=True)
-class PiecewiseQuadratic(_Slope):
+class PiecewiseQuadratic(BuiltIn):
     """g(x) = k max(0, 1 - k |x|), the derivative of a piecewise quadratic step from 0 to 1 (Esser et al. 2016, PNAS
     113:11441)."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.slope * (1.0 - self.slope * x.abs()).clamp(min=0.0)
+    formula = staticmethod(piecewise_quadratic)
 
 
 @dataclass(frozen=True)
-class Triangular(_Slope):
+class Triangular(BuiltIn):
     """g(x) = k max(0, 1 - |x|): a triangle of fixed width and height k (Bellec et al. 2018, NeurIPS, who use k = 0.3)."""
 
     slope: float = 0.3
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.slope * (1.0 - x.abs()).clamp(min=0.0)
+    formula = staticmethod(triangular)
 
 
 @dataclass(frozen=True)
-class Gaussian(_Slope):
+class Gaussian(BuiltIn):
     """g(x) = (k/sqrt(pi)) exp(-(k x)^2), the derivative of the error function (Yin, Corradi & Bohte 2021, Nature Machine
     Intelligence 3:905)."""
 
     slope: float = 2.0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.slope / math.sqrt(math.pi) * torch.exp(-(self.slope * x).square())
+    formula = staticmethod(gaussian)
 
 
-SURROGATES: dict[str, type] = {
+ARCTAN = Arctan()
+
+SURROGATES: dict[str, type[BuiltIn]] = {
     "arctan": Arctan,
     "sigmoid": Sigmoid,
     "fast_sigmoid": FastSigmoid,

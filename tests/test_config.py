@@ -9,31 +9,51 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from eventprop import config as configuration
-from eventprop.config import CONFIG_DIRECTORY, GROUPS, ConfigError, parse
+from eventprop.config import CONFIG_DIRECTORY, ConfigError
+from surrogate_baseline import config as baseline
 
-EXPERIMENTS = sorted(path.stem for path in Path(CONFIG_DIRECTORY, "experiment").glob("*.yaml"))
+FILES = {path.stem: path.read_text() for path in Path(CONFIG_DIRECTORY, "experiment").glob("*.yaml")}
+EXPERIMENTS = sorted(name for name, text in FILES.items() if "python -m eventprop.train" in text)
+RATE_CODED = sorted(FILES.keys() - set(EXPERIMENTS))
+SAME = ("mnist", "mnist_gray", "mnist_single_layer", "yin_yang")  # those of both packages
 
 
-def composed(*overrides: str):
+def composed(*overrides: str, primary: str = "config"):
     with initialize_config_dir(CONFIG_DIRECTORY, version_base="1.3"):
-        return compose("config", overrides=[*overrides, "hydra.run.dir=unused"])
+        return compose(primary, overrides=[*overrides, "hydra.run.dir=unused"])
 
 
-@pytest.mark.parametrize("group", GROUPS)
+def parse(config):
+    return (baseline if "surrogate" in config else configuration).parse(config)
+
+
+@pytest.mark.parametrize("group", baseline.GROUPS)
 def test_every_choice_of_a_group_has_a_file_and_the_defaults_of_its_code(group):
+    choices = {**configuration.GROUPS.get(group, {}), **baseline.GROUPS[group]}
     files = {path.stem: yaml.safe_load(path.read_text()) for path in Path(CONFIG_DIRECTORY, group).glob("*.yaml")}
-    assert {node["name"] for node in files.values()} == set(GROUPS[group])
+    assert {node["name"] for node in files.values()} == set(choices)
     for name, node in files.items():
         assert name == node["name"]
-        assert set(node) - {"name"} == set(configuration._options(GROUPS[group][name]))
-        assert getattr(parse(composed(f"{group}={name}")), group) is not None
+        assert set(node) - {"name"} == set(configuration._options(choices[name]))
+        if name in configuration.GROUPS.get(group, {}):
+            assert getattr(parse(composed(f"{group}={name}")), group) is not None
+        if name in baseline.GROUPS[group]:
+            parse(composed(f"{group}={name}", primary="surrogate"))
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", FILES)
 def test_every_experiment_says_how_to_run_it_and_carries_its_name(name):
-    text = Path(CONFIG_DIRECTORY, "experiment", f"{name}.yaml").read_text()
-    assert f"# python -m eventprop.train +experiment={name}\n" in text
-    assert parse(composed(f"+experiment={name}")).experiment == name
+    package, primary = ("eventprop", "config") if name in EXPERIMENTS else ("surrogate_baseline", "surrogate")
+    assert f"# python -m {package}.train +experiment={name}\n" in FILES[name]
+    assert parse(composed(f"+experiment={name}", primary=primary)).experiment == name
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_baseline_shares_everything_but_the_solver(name):
+    exact, surrogate = (composed(f"+experiment={name}", primary=primary) for primary in ("config", "surrogate"))
+    assert exact.keys() == surrogate.keys() - {"surrogate"}
+    assert {group for group in exact if exact[group] != surrogate[group]} == {"solver"}
+    assert exact.solver.t_end == surrogate.solver.t_end
 
 
 @pytest.mark.parametrize(
@@ -59,10 +79,34 @@ def test_every_experiment_says_how_to_run_it_and_carries_its_name(name):
         ("logger.progress=no", r"logger.progress must be"),
         ("seed=-1", r"seed must be >= 0"),
         ("model.hidden=350", r"model.hidden must be of type list\[int\], got 350"),
+        ("optimizer.decay=linear", r"optimizer.decay must be 'cosine' or a factor per epoch, got 'linear'"),
+        ("optimizer=sgd optimizer.momentum=1", r"optimizer.momentum must lie in \[0, 1\), got 1"),
+        ("train.mixed_precision=true", r"train.mixed_precision must be false: exact gradients are computed in float32"),
         ("data.name=cifar", r"data.name must be one of mnist, fashion_mnist, yin_yang, got 'cifar'"),
         ("~solver", r"missing key solver"),
     ],
 )
 def test_mistakes_are_named(override, message):
     with pytest.raises(ConfigError, match=message):
-        parse(composed(override))
+        parse(composed(*override.split()))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("solver=time_stepped", r"solver.name must be one of surrogate, steps, got 'time_stepped'"),
+        ("solver.dt=0.7", r"solver.t_end must be a whole number of steps dt=0.7"),
+        ("surrogate.slope=0", r"surrogate.slope must be positive and finite, got 0"),
+        ("surrogate.name=step", r"surrogate.name must be one of arctan, sigmoid"),
+        ("+surrogate.width=3", r"unknown key surrogate.width; allowed are slope"),
+        ("train.mixed_precision=true", r"train.mixed_precision must be false with solver=surrogate"),
+        ("+experiment=mnist_csnn train.dtype=float64", r"train.mixed_precision needs dtype=float32, got float64"),
+        ("+experiment=mnist_rate encoder.steps=0", r"encoder.steps must be >= 1, got 0"),
+        ("+experiment=mnist_rate loss=rate_cross_entropy loss.gain=-1", r"loss.gain must be positive"),
+        ("+experiment=mnist_rate neuron.tau=1", r"neuron.tau must be > 1 step, got 1"),
+        ("+experiment=mnist_rate neuron.v_reset=2", r"neuron.v_reset must be below v_th=1.0"),
+    ],
+)
+def test_mistakes_in_the_baseline_are_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(composed(*override.split(), primary="surrogate"))

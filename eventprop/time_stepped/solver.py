@@ -76,6 +76,11 @@ class TimeStepped(Solver):
         choice("reduce", reduce, READOUTS)
         if self.scheme == "exponential":  # given the spike times, the readout needs no grid
             return EventDriven(self.t_end, backend=self.backend).readout(arrivals, weight, neuron, reduce)
+        potential = self.free_potential(arrivals, weight, neuron)
+        return potential.amax(0).clamp(min=0.0) if reduce == "max" else potential.mean(0)
+
+    def free_potential(self, arrivals: Spikes, weight: Tensor, neuron: LIF) -> Tensor:
+        """[T, B, N] potential, at the end of each step, of neurons without threshold."""
         steps, drive, grid = self._drive(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
         v = i = drive.new_zeros(drive.shape[2:])
         received = dict(zip(steps.tolist(), drive.unbind(1), strict=True))
@@ -85,7 +90,7 @@ class TimeStepped(Solver):
             if step in received:
                 v, i = v + received[step][0], i + received[step][1]
             potential.append(v)
-        return torch.stack(potential).amax(0).clamp(min=0.0) if reduce == "max" else torch.stack(potential).mean(0)
+        return torch.stack(potential)
 
     def _drive(
         self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF
@@ -95,12 +100,16 @@ class TimeStepped(Solver):
         if arrivals.time.numel() and arrivals.time[:, 0].min() < 0:
             raise ValueError(f"spikes must not come before time 0, got {float(arrivals.time[:, 0].min())}")
         grid = Grid.of(neuron, self.t_end, self.dt, self.scheme)
-        steps, values = effects(arrivals, grid, self._backend(arrivals.device))
+        steps, values = self._effects(arrivals, grid)
         shape = arrivals.shape if isinstance(arrivals, GridSpikes) else (arrivals.num_neurons,)
         assert shape is not None
         with torch.autocast(arrivals.device.type, enabled=False):
             drive = synapses(values.reshape(math.prod(values.shape[:3]), *shape))
         return steps, drive.unflatten(0, tuple(values.shape[:3])), grid
+
+    def _effects(self, arrivals: Spikes, grid: Grid) -> tuple[Tensor, Tensor]:
+        """The steps [A] with arrivals, and what these have raised by the end of each, [2, A, B, M]."""
+        return effects(arrivals, grid, self._backend(arrivals.device))
 
     def _backend(self, device: torch.device) -> ModuleType:
         if self.uses_numba(device):

@@ -1,7 +1,8 @@
-"""A data set encoded once, kept in memory as sorted spike trains; batches are index selections."""
+"""Data sets as batches of what a network takes: encoded once and kept, or encoded batch by batch."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,11 +14,20 @@ from ..data import Split
 from ..spikes import Spikes
 
 CHUNK = 10_000  # samples encoded at once, to bound the memory that sorting takes
+EVALUATION = 0  # the "epoch" of batches to evaluate on; those to train on count from 1
+
+
+class BatchEncoder(ABC):
+    """An encoder that is applied to each batch anew, because it is random or its output is too large to keep."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """[T, B, inputs] from ``images`` [B, ...] in [0, 1], or uint8 in 0..255."""
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedSplit:
-    """Encoded samples, in memory."""
+    """Encoded samples, in memory as sorted spike trains; batches are index selections."""
 
     spikes: Spikes
     labels: Tensor
@@ -25,21 +35,66 @@ class EncodedSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Spikes, Tensor]]:
+    @property
+    def num_inputs(self) -> int:
+        return self.spikes.num_neurons
+
+    def batches(
+        self, size: int, order: Tensor | None = None, epoch: int = EVALUATION
+    ) -> Iterator[tuple[Spikes, Tensor]]:
         """Batches of ``size`` samples in the given order, by default the stored one; the last may be smaller."""
-        order = torch.arange(len(self)) if order is None else order
-        for rows in order.split(size):
+        for rows in _rows(len(self), size, order):
             yield self.spikes.select(rows), self.labels[rows]
 
 
-def encode(split: Split, encoder: Callable[[Tensor], Spikes], dtype: torch.dtype, device: str) -> EncodedSplit:
-    """Encode all samples and keep them as compact tensors on ``device``."""
+@dataclass(frozen=True, eq=False)
+class ImageSplit:
+    """Samples that are encoded batch by batch; what is random depends on ``seed``, epoch and batch alone."""
+
+    images: Tensor
+    labels: Tensor
+    encoder: BatchEncoder
+    dtype: torch.dtype
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_inputs(self) -> int:
+        return self.images[0].numel()
+
+    def batches(
+        self, size: int, order: Tensor | None = None, epoch: int = EVALUATION
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of ``size`` samples in the given order, by default the stored one; the last may be smaller."""
+        generator = torch.Generator(self.images.device)
+        for k, rows in enumerate(_rows(len(self), size, order)):
+            generator.manual_seed(int(np.random.SeedSequence([self.seed, epoch, k]).generate_state(1)[0]))
+            yield self.encoder(self.images[rows], generator).to(self.dtype), self.labels[rows]
+
+
+def encode(
+    split: Split,
+    encoder: Callable[[Tensor], Spikes] | BatchEncoder,
+    dtype: torch.dtype,
+    device: str,
+    seed: int,
+) -> EncodedSplit | ImageSplit:
+    """The samples on ``device``, encoded and kept as compact tensors where the encoder makes spike trains."""
+    labels = split.labels.to(device)
+    if isinstance(encoder, BatchEncoder):
+        return ImageSplit(split.images.to(device), labels, encoder, dtype, seed)
     chunks = [encoder(images) for images in split.images.split(CHUNK)]
     compact = torch.int16 if chunks[0].num_neurons < 2**15 else torch.int32
     spikes = Spikes.cat([Spikes(chunk.time.to(dtype), chunk.index.to(compact), chunk.num_neurons) for chunk in chunks])
-    return EncodedSplit(spikes.to(device), split.labels.to(device))
+    return EncodedSplit(spikes.to(device), labels)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     """The order of the samples in one epoch: a permutation that depends on ``seed`` and ``epoch`` alone."""
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
+
+
+def _rows(n: int, size: int, order: Tensor | None) -> tuple[Tensor, ...]:
+    return (torch.arange(n) if order is None else order).split(size)

@@ -17,7 +17,7 @@ from ..data import Dataset
 from ..event_driven import EventDriven
 from ..layers import SpikingLinear
 from ..threads import kernel_threads, threads_for_kernels
-from .data import EncodedSplit, encode, epoch_order
+from .data import EncodedSplit, ImageSplit, encode, epoch_order
 from .metrics import HiddenActivity, Score
 from .policies import bump_silent, check_can_bump
 from .run_log import RunDirectory, versions
@@ -27,31 +27,40 @@ log = logging.getLogger(__name__)
 EVALUATION_BATCH = 500
 
 
-def train(config: Config, directory: RunDirectory) -> dict[str, Any]:
-    """Train the network that ``config`` describes; return the summary that is also written to ``directory``."""
+def train(config: Config, directory: RunDirectory, method: str = "eventprop") -> dict[str, Any]:
+    """Train the network that ``config`` describes; return the summary that is also written to ``directory``.
+
+    ``method`` is the name that the summary gives to the way gradients are computed.
+    """
     torch.manual_seed(config.seed)
     dataset: Dataset = config.data()
     dtype = getattr(torch, config.train.dtype)
     training, test = (
-        encode(split, config.encoder, dtype, config.train.device) for split in (dataset.train, dataset.test)
+        encode(split, config.encoder, dtype, config.train.device, config.seed)
+        for split in (dataset.train, dataset.test)
     )
     log.info("%s from %s: %d training and %d test samples", dataset.name, dataset.source, len(training), len(test))
 
     network = config.model(
-        training.spikes.num_neurons, dataset.num_classes, config.loss, config.neuron, config.solver,
+        training.num_inputs, dataset.num_classes, config.loss, config.neuron, config.solver,
         device=config.train.device, dtype=dtype,
     )  # fmt: skip
     log.info("%s", network)
     check_can_bump(config.train.silent, network)
-    settings = config.optimizer
-    optimizer = torch.optim.Adam(network.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, settings.decay)
+    optimizer = config.optimizer.build(network.parameters())
+    scheduler = config.optimizer.schedule(optimizer, config.train.epochs)
 
     threads = kernel_threads()
     # on a grid, most of the time goes into torch's own matrix products and convolutions
     divided = threads_for_kernels if isinstance(config.solver, EventDriven) else nullcontext
     begin, seconds, metrics = time.perf_counter(), [], {}
-    for epoch in range(config.train.epochs):
+    if (state := directory.resumed) is not None:
+        network.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        seconds, metrics = state["seconds"], state["metrics"]
+        log.info("resuming after epoch %d", len(seconds))
+    for epoch in range(len(seconds), config.train.epochs):
         epoch_begin = time.perf_counter()
         metrics = {"epoch": epoch + 1, "learning_rate": scheduler.get_last_lr()[0]}
         with divided():
@@ -63,7 +72,7 @@ def train(config: Config, directory: RunDirectory) -> dict[str, Any]:
         directory.epoch(metrics)
         directory.checkpoint(
             {"epoch": epoch + 1, "model": network.state_dict(), "optimizer": optimizer.state_dict(),
-             "scheduler": scheduler.state_dict()}
+             "scheduler": scheduler.state_dict(), "seconds": seconds, "metrics": metrics}
         )  # fmt: skip
         log.info(
             "epoch %d/%d  train loss %.4f accuracy %.2f %%  test loss %.4f accuracy %.2f %%  hidden spikes %.1f  %.1f s",
@@ -73,7 +82,7 @@ def train(config: Config, directory: RunDirectory) -> dict[str, Any]:
 
     summary = {
         "experiment": config.experiment,
-        "method": "eventprop",
+        "method": method,
         **{key: metrics[key] for key in ("test_accuracy", "test_loss", "train_accuracy")},
         "epochs": config.train.epochs,
         "seed": config.seed,
@@ -94,16 +103,22 @@ def train(config: Config, directory: RunDirectory) -> dict[str, Any]:
 
 
 def train_epoch(
-    config: Config, network: nn.Sequential, optimizer: torch.optim.Optimizer, data: EncodedSplit, epoch: int
+    config: Config,
+    network: nn.Sequential,
+    optimizer: torch.optim.Optimizer,
+    data: EncodedSplit | ImageSplit,
+    epoch: int,
 ) -> dict[str, float]:
     """One pass over the training data: a gradient step per batch."""
+    network.train()
     score, activity = Score(), HiddenActivity(network)
-    batches = data.batches(config.train.batch_size, epoch_order(len(data), config.seed, epoch))
+    batches = data.batches(config.train.batch_size, epoch_order(len(data), config.seed, epoch), epoch + 1)
     total = -(-len(data) // config.train.batch_size)
     bar = config.logger.progress == "bar" or (config.logger.progress == "auto" and sys.stderr.isatty())
     with activity:
-        for spikes, target in tqdm(batches, f"epoch {epoch + 1}", total, leave=False, disable=not bar):
-            output = network(spikes)
+        for inputs, target in tqdm(batches, f"epoch {epoch + 1}", total, leave=False, disable=not bar):
+            with config.train.autocast():
+                output = network(inputs)
             loss = config.loss(output, target)
             optimizer.zero_grad()
             loss.backward()
@@ -120,10 +135,12 @@ def train_epoch(
 
 
 @torch.no_grad()
-def evaluate(config: Config, network: nn.Sequential, data: EncodedSplit) -> dict[str, float]:
+def evaluate(config: Config, network: nn.Sequential, data: EncodedSplit | ImageSplit) -> dict[str, float]:
     """Loss and accuracy on the test data."""
+    network.eval()
     score = Score()
-    for spikes, target in data.batches(EVALUATION_BATCH):
-        output = network(spikes)
+    for inputs, target in data.batches(EVALUATION_BATCH):
+        with config.train.autocast():
+            output = network(inputs)
         score.add(config.loss(output, target), config.loss.predict(output), target)
     return score.summary("test")

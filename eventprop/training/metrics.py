@@ -7,7 +7,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from ..layers import SpikingLayer, SpikingLinear
+from ..layers import SpikingLayer, SpikingLinear, SpikingModule
 from ..spikes import Spikes
 
 
@@ -19,13 +19,11 @@ class HiddenActivity:
     """
 
     def __init__(self, network: nn.Sequential) -> None:
-        self.layers = [layer for layer in list(network)[:-1] if isinstance(layer, (SpikingLayer, SpikingLinear))]
+        self.layers = [layer for layer in list(network)[:-1] if isinstance(layer, SpikingModule)]
 
     def __enter__(self) -> HiddenActivity:
         self.samples, self.grazing = 0, torch.tensor(0)
-        self.counts = [
-            torch.zeros(1, dtype=torch.int64) for _ in self.layers
-        ]  # of padding (-1), neuron 0, neuron 1, ...
+        self.counts = [torch.zeros(1, dtype=torch.int64) for _ in self.layers]  # of neuron 0, neuron 1, ...
         self._hooks = [layer.register_forward_hook(self._record) for layer in self.layers]
         return self
 
@@ -33,26 +31,30 @@ class HiddenActivity:
         for hook in self._hooks:
             hook.remove()
 
-    def _record(self, layer: nn.Module, _: tuple, output: Spikes) -> None:
-        assert isinstance(layer, (SpikingLayer, SpikingLinear))
-        assert output.slope is not None
+    def _record(self, layer: nn.Module, _: tuple, output: Spikes | Tensor) -> None:
+        assert isinstance(layer, SpikingModule)
         k = self.layers.index(layer)
-        self.samples += output.batch_size if k == 0 else 0
-        self.counts[k] = self.counts[k] + torch.bincount(
-            (output.index + 1).flatten().cpu(), minlength=output.num_neurons + 1
-        )
-        self.grazing = self.grazing + (output.slope < layer.solver.min_slope).sum().cpu()
+        if isinstance(output, Spikes):
+            samples = output.batch_size
+            spikes = torch.bincount((output.index + 1).flatten().cpu(), minlength=output.num_neurons + 1)[1:]
+            if isinstance(layer, (SpikingLayer, SpikingLinear)) and output.slope is not None:
+                self.grazing = self.grazing + (output.slope < layer.solver.min_slope).sum().cpu()
+        else:  # a raster [T, B, ...]
+            samples = output.shape[1]
+            spikes = output.detach().sum((0, 1)).flatten().long().cpu()
+        self.samples += samples if k == 0 else 0
+        self.counts[k] = self.counts[k] + spikes
 
     def silent(self) -> list[Tensor]:
         """For each hidden layer, [N] which neurons have not fired at all."""
-        return [count[1:] == 0 for count in self.counts]
+        return [count == 0 for count in self.counts]
 
     def summary(self) -> dict[str, float]:
         """Hidden and grazing spikes per sample, and the share of hidden neurons that have not fired at all."""
         silent = torch.cat([*self.silent(), torch.zeros(0, dtype=torch.bool)])
         samples = max(self.samples, 1)
         return {
-            "hidden_spikes_per_sample": sum(int(count[1:].sum()) for count in self.counts) / samples,
+            "hidden_spikes_per_sample": sum(int(count.sum()) for count in self.counts) / samples,
             "silent_fraction": float(silent.float().mean()) if len(silent) else 0.0,
             "grazing_spikes_per_sample": int(self.grazing) / samples,
         }

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,44 @@ log = logging.getLogger(__name__)
 class RunDirectory:
     """The files of one run. A directory that already holds a run is refused, so that nothing is overwritten.
 
+    Args:
+        path: of the directory, made if it is not there.
+        config: kept in config.yaml.
+        resume: go on with a run that the directory holds, if it holds one.
+
+    Attributes:
+        resumed: the checkpoint to go on from; None for a new run.
+
     Raises:
-        FileExistsError: if the directory holds a run.
+        FileExistsError: if the directory holds a run and ``resume`` is false, or the run is finished.
+        ValueError: if the run to resume had another configuration.
     """
 
-    def __init__(self, path: str | Path, config: DictConfig) -> None:
+    def __init__(self, path: str | Path, config: DictConfig, resume: bool = False) -> None:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in ("summary.json", "metrics.jsonl", "checkpoint.pt"):
+        for name in ("summary.json",) if resume else ("summary.json", "metrics.jsonl", "checkpoint.pt"):
             if (self.path / name).exists():
-                raise FileExistsError(f"{self.path} already holds a run ({name}); choose another hydra.run.dir")
+                way_out = "choose another hydra.run.dir" + ("" if name == "summary.json" else ", or train.resume=true")
+                raise FileExistsError(f"{self.path} already holds a run ({name}); {way_out}")
+        self.resumed: dict[str, Any] | None = None
+        if (self.path / "checkpoint.pt").exists():
+            self._check_same(config)
+            self.resumed = torch.load(self.path / "checkpoint.pt", weights_only=True)
+        epochs = 0 if self.resumed is None else self.resumed["epoch"]
+        if (self.path / "metrics.jsonl").exists():  # an epoch whose checkpoint was not written is run again
+            lines = (self.path / "metrics.jsonl").read_text().splitlines(keepends=True)
+            self._write("metrics.jsonl", "".join(lines[:epochs]).encode())
         self._write("config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())
+
+    def _check_same(self, config: DictConfig) -> None:
+        """Raise where a run would go on with another configuration than it began with."""
+        began, now = _flat(OmegaConf.load(self.path / "config.yaml")), _flat(config)
+        for key in sorted((began.keys() | now.keys()) - {"train.resume"}):
+            if began.get(key) != now.get(key):
+                raise ValueError(
+                    f"{self.path} began with {key}={began.get(key)}, got {now.get(key)}; resume with what it began with"
+                )
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -50,6 +78,19 @@ class RunDirectory:
         temporary = self.path / f"{name}.tmp"
         temporary.write_bytes(content)
         os.replace(temporary, self.path / name)
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    """The values of a configuration by their full keys."""
+
+    def walk(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, value)
+        else:
+            yield prefix, node
+
+    return dict(walk("", OmegaConf.to_container(config, resolve=True)))
 
 
 def versions() -> dict[str, str]:

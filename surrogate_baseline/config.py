@@ -1,0 +1,73 @@
+"""The configuration of the baseline: the groups of ``eventprop.config``, with the baseline's choices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig
+
+from eventprop import config as exact
+from eventprop.config import Config, ConfigError, Groups, build
+from eventprop.solver import Solver
+
+from .encoders import Direct, Latency, Poisson
+from .losses import FirstSpikeStep, MaxPotential, RateCrossEntropy, RateMSE
+from .networks import Steps, integrate_and_fire, leaky_integrate_and_fire, rate_convolutional, rate_fully_connected
+from .solver import SurrogateTimeStepped
+from .surrogates import SURROGATES, Surrogate
+
+
+def steps(surrogate: Surrogate, *, detach_reset: bool) -> Steps:
+    return Steps(surrogate, detach_reset)
+
+
+def surrogate_time_stepped(
+    surrogate: Surrogate, *, t_end: float, dt: float, detach_reset: bool
+) -> SurrogateTimeStepped:
+    return SurrogateTimeStepped(t_end, dt, surrogate=surrogate, detach_reset=detach_reset)
+
+
+# what eventprop does not have
+OWN_GROUPS: Groups = {
+    "encoder": {"poisson": Poisson, "direct": Direct, "latency_steps": Latency},
+    "model": {"rate_fully_connected": rate_fully_connected, "rate_convolutional": rate_convolutional},
+    "neuron": {"if_steps": integrate_and_fire, "lif_steps": leaky_integrate_and_fire},
+    "solver": {"surrogate": surrogate_time_stepped, "steps": steps},
+    "surrogate": dict(SURROGATES),
+    "loss": {
+        "rate_mse": RateMSE, "rate_cross_entropy": RateCrossEntropy,
+        "first_spike_step": FirstSpikeStep, "max_potential": MaxPotential,
+    },
+}  # fmt: skip
+
+GROUPS: Groups = {
+    group: {**({} if group == "solver" else exact.GROUPS.get(group, {})), **OWN_GROUPS.get(group, {})}
+    for group in (*exact.GROUPS, "surrogate")
+}
+
+
+def parse(config: DictConfig) -> Config:
+    """Check a composed configuration and build what it names.
+
+    Raises:
+        ConfigError: if a key is unknown or missing, or a value has the wrong type or is out of range.
+    """
+    built = build(config, GROUPS)
+    surrogate = built.pop("surrogate")
+    built["solver"] = _checked("solver", built["solver"], surrogate)
+    if isinstance(built["neuron"], functools.partial):  # makes a layer each time: try whether it can
+        _checked("neuron", built["neuron"])
+    if built["train"].mixed_precision and isinstance(built["solver"], Solver):
+        raise ConfigError(
+            "train.mixed_precision must be false with solver=surrogate, which computes in float32 or float64"
+        )
+    return Config(**built)
+
+
+def _checked(group: str, make: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return make(*arguments)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{group}.{error}") from error

@@ -1,0 +1,205 @@
+"""``SurrogateTimeStepped``: the neurons of ``eventprop``'s time-stepped solver with surrogate gradients.
+
+Forward, both are the same computation, so equal weights give equal spikes. Backward, here the number of spikes in a step
+is what carries the gradient, as if it were a smooth function of the potential H before reset,
+
+    H_t = a V_{t-1} + phi I_{t-1} + psp_t,    I_t = s I_{t-1} + psc_t,    V_t = H_t - r_t S_t,
+    dS/dH := surrogate(H_t - v_th)
+
+with the coefficients (a, s, phi) of eq. (6), the drive (psp, psc) of eq. (11), and the fall r_t by which a spike has lowered
+V at the end of its step. With G = dL/dS, backpropagation through time is
+
+    dH_t = p + (G_t - r_t p) surrogate(H_t - v_th),    then    p <- a dH_t,    q <- s q + phi dH_t
+
+where p = dL/dV_t and q = dL/dI_t; a detached reset leaves out r_t p. Where within its step a spike lies is a constant; a
+spike that did not happen would have come at the end of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from eventprop import LIF, GridSpikes, Spikes, TimeStepped
+from eventprop.checks import choice
+from eventprop.neuron import adjoint_flow, flow, integrated_psp
+from eventprop.solver import READOUTS, check_weight
+from eventprop.spikes import step_of
+from eventprop.tape import Tape
+from eventprop.time_stepped.grid import Grid
+
+from .surrogates import ARCTAN, Surrogate
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class RasterSpikes(GridSpikes):
+    """Spikes on a grid that are differentiable in their number per step; their times are constants.
+
+    What is made from them by ``select``, ``to`` or ``detach`` is ``GridSpikes``, without a gradient.
+
+    Attributes:
+        raster: [T, B, N] how many spikes each neuron emits in each step.
+        potential: computes the potential [T, B, N] at the end of each step, before the reset.
+    """
+
+    raster: Tensor
+    potential: Callable[[], Tensor]
+
+    def first_spike_time(self) -> Tensor:
+        """[B, N] time of each neuron's first spike, +inf where silent.
+
+        Its gradient is that of the polynomial t_0 + sum_k (t_{k+1} - t_k) prod_{j <= k} (1 - S_j), where t_k is the time of
+        the spike in step k: a spike before the first would take its place, and without the first the next would.
+        """
+        first = super().first_spike_time().detach()
+        time = self.per_step(self.time)
+        time = torch.where(time > 0, time / self.raster.detach().clamp(min=1.0), self.ends()[:, None, None])
+        later = torch.cat([time[1:], torch.full_like(time[:1], self.t_end)]) - time
+        # several spikes in a step count as one here
+        none = 1.0 - (self.raster - (self.raster.detach() - 1.0).clamp(min=0.0))
+        smooth = (later * none.cumprod(0)).sum(0)
+        return first + torch.where(torch.isfinite(first), smooth - smooth.detach(), 0.0)
+
+    def ends(self) -> Tensor:
+        """[T] the ends of the steps."""
+        return self.dt * torch.arange(1, len(self.raster) + 1, dtype=self.dtype, device=self.device)
+
+    def per_step(self, values: Tensor) -> Tensor:
+        """[T, B, N] sums of ``values`` [B, K], one for each spike, over the spikes of a step."""
+        sample, column = (self.index >= 0).nonzero(as_tuple=True)
+        step = step_of(self.time[sample, column], self.dt).clamp(max=len(self.raster) - 1)
+        where = (step, sample, self.index[sample, column].long())
+        return torch.zeros_like(self.raster).index_put(where, values[sample, column], accumulate=True)
+
+    def differentiable(self, effect: Tensor, virtual: Tensor) -> Tensor:
+        """``effect`` [..., T, B, N] of the spikes of each step, as a function of their number.
+
+        Its derivative is the effect of one spike of the step, or ``virtual``, that of one at the end of the step.
+        """
+        per_spike = torch.where(effect != 0, effect / self.raster.detach().clamp(min=1.0), virtual)
+        return effect + (self.raster - self.raster.detach()) * per_spike
+
+    def _like(self, time: Tensor, index: Tensor, slope: Tensor | None) -> GridSpikes:  # type: ignore[override]
+        return GridSpikes._on_grid(time, index, self.num_neurons, slope, self.dt, self.t_end, self.shape)
+
+
+@dataclass(frozen=True)
+class SurrogateTimeStepped(TimeStepped):
+    """Solve a layer as ``TimeStepped`` does, with surrogate gradients in the place of exact ones.
+
+    Args:
+        t_end, dt, min_slope, backend: as for ``TimeStepped``; ``scheme`` is "exponential" and ``grazing`` "raw".
+        surrogate: derivative of a spike with respect to H - v_th; one of ``surrogates``, or a function.
+        detach_reset: leave the reset out of the gradient.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described; the message names it.
+    """
+
+    surrogate: Surrogate = ARCTAN
+    detach_reset: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scheme != "exponential":
+            raise ValueError(f"scheme must be 'exponential' for surrogate gradients, got {self.scheme!r}")
+        if self.grazing != "raw":
+            raise ValueError(f"grazing must be 'raw': surrogate gradients divide by no slope; got {self.grazing!r}")
+
+    def spikes_behind(self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF) -> RasterSpikes:
+        steps, drive, grid = self._drive(synapses, arrivals, neuron)
+        raster, *rest = _Fire.apply(drive.flatten(3), steps, grid, self)
+        tape = Tape(*rest)
+        spikes = RasterSpikes._on_grid(
+            tape.time, tape.neuron, raster.shape[2], tape.slope, self.dt, self.t_end, tuple(drive.shape[3:])
+        )
+        object.__setattr__(spikes, "raster", raster)
+        drive = drive.detach().flatten(3)
+        object.__setattr__(spikes, "potential", lambda: _potential(drive, steps, tape, grid)[0])
+        return spikes
+
+    def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
+        if not isinstance(arrivals, RasterSpikes):
+            return super().readout(arrivals, weight, neuron, reduce)
+        check_weight(arrivals, weight)
+        choice("reduce", reduce, READOUTS)
+        if reduce == "max":  # over the ends of the steps
+            return self.free_potential(arrivals, weight, neuron).amax(0).relu()
+
+        def integral(time: Tensor) -> Tensor:  # of the potential that a spike raises; eq. (12)
+            return integrated_psp((self.t_end - time).clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)
+
+        effect = arrivals.per_step(integral(arrivals.time.nan_to_num(posinf=self.t_end)))
+        effect = arrivals.differentiable(effect, integral(arrivals.ends())[:, None, None])
+        return F.linear(effect.sum(0), weight) / self.t_end
+
+    def _effects(self, arrivals: Spikes, grid: Grid) -> tuple[Tensor, Tensor]:
+        steps, values = super()._effects(arrivals, grid)
+        if not isinstance(arrivals, RasterSpikes) or not arrivals.raster.requires_grad:
+            return steps, values
+        dense = values.new_zeros((2, grid.steps, *values.shape[2:])).index_copy(1, steps, values)
+        at_end = values.new_tensor([0.0, 1.0])[:, None, None, None]  # eq. (11) with y = 0
+        return torch.arange(grid.steps, device=steps.device), arrivals.differentiable(dense, at_end)
+
+
+class _Fire(torch.autograd.Function):
+    """The spikes of each step, [T, B, N], and the tape of all spikes, from ``drive`` [2, A, B, N]."""
+
+    @staticmethod
+    def forward(drive: Tensor, steps: Tensor, grid: Grid, solver: SurrogateTimeStepped) -> tuple[Tensor, ...]:
+        tape = solver._backend(drive.device).forward(drive, steps, grid)
+        return _raster(tape, drive, grid, None), *tape
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        drive, steps, ctx.grid, ctx.solver = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(drive, steps, *output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *_):
+        drive, steps, raster, *tape = ctx.saved_tensors
+        grid, neuron = ctx.grid, ctx.grid.neuron
+        h, fall = _potential(drive, steps, Tape(*tape), grid)
+        g = ctx.solver.surrogate(h - neuron.v_th)
+        fall = torch.where(raster > 0, fall / raster.clamp(min=1.0), neuron.v_th)
+        places = dict(zip(steps.tolist(), range(len(steps)), strict=True))
+        grad_drive = torch.empty_like(drive)
+        p = q = torch.zeros_like(h[:1].sum(0))
+        for t in reversed(range(grid.steps)):
+            p = p + (grad[t] if ctx.solver.detach_reset else grad[t] - fall[t] * p) * g[t]  # dL/dH
+            if t in places:
+                grad_drive[0, places[t]], grad_drive[1, places[t]] = p, q
+            p, q = adjoint_flow(p, q, grid.a, grid.s, grid.phi)
+        return grad_drive, None, None, None
+
+
+def _potential(drive: Tensor, steps: Tensor, tape: Tape, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Potential before reset at the end of each step, and by how much the spikes of the step lower it; both [T, B, N]."""
+    y = (tape.after + 1) * grid.dt - tape.time
+    fall = _raster(tape, drive, grid, grid.neuron.v_th * torch.exp(-y / grid.neuron.tau_mem))
+    received = dict(zip(steps.tolist(), drive.unbind(1), strict=True))
+    h = torch.empty_like(fall)
+    v = i = torch.zeros_like(fall[:1].sum(0))
+    for t in range(grid.steps):
+        v, i = flow(v, i, grid.a, grid.s, grid.phi)
+        if t in received:
+            v, i = v + received[t][0], i + received[t][1]
+        h[t] = v
+        v = v - fall[t]
+    return h, fall
+
+
+def _raster(tape: Tape, drive: Tensor, grid: Grid, values: Tensor | None) -> Tensor:
+    """[T, B, N] sums of ``values`` [B, S], one for each spike and 1 by default, over the spikes emitted in a step."""
+    sample, column = (tape.neuron >= 0).nonzero(as_tuple=True)
+    raster = drive.new_zeros((grid.steps, *drive.shape[2:]))
+    where = (tape.after[sample, column], sample, tape.neuron[sample, column])
+    added = raster.new_ones(()).expand(len(sample)) if values is None else values[sample, column].to(raster)
+    return raster.index_put(where, added, accumulate=True)

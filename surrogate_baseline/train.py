@@ -1,0 +1,21 @@
+"""The command line: ``python -m surrogate_baseline.train +experiment=mnist``."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from eventprop.config import CONFIG_DIRECTORY
+from eventprop.train import run
+
+from .config import parse
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIRECTORY, config_name="surrogate")
+def main(config: DictConfig) -> None:
+    """Train one network with surrogate gradients."""
+    run(config, parse, "surrogate")
+
+
+if __name__ == "__main__":
+    main()

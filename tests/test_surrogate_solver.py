@@ -1,0 +1,242 @@
+"""The baseline's current-based neurons: eventprop's spikes, with the surrogate gradient of an independent simulation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import random_spikes
+from torch import nn
+
+from eventprop import LIF, GridSpikes, LeakyReadout, Spikes, SpikingLayer, SpikingLinear, TimeStepped, check_gradients
+from eventprop.losses import FirstSpike, MaxVoltage, MeanVoltage
+from eventprop.networks import fully_connected
+from surrogate_baseline.solver import RasterSpikes, SurrogateTimeStepped
+from surrogate_baseline.surrogates import Arctan, FastSigmoid
+
+T_END, DT = 30.0, 0.5
+
+
+class Step(torch.autograd.Function):
+    """A step function with the derivative of an arctan."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x >= 0).to(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad / (1.0 + (math.pi * x) ** 2)
+
+
+def potential_at(v, i, y, neuron):
+    """Potential the time ``y`` before (v, i), by the matrix exponential of the two equations."""
+    flow = torch.tensor([[-1 / neuron.tau_mem, 1 / neuron.tau_mem], [0.0, -1 / neuron.tau_syn]], dtype=torch.float64)
+    return (torch.matrix_exp(-flow * y[:, :, None, None]) @ torch.stack([v, i], -1)[..., None])[..., 0, 0]
+
+
+def simulate(effects: torch.Tensor, weight: torch.Tensor, neuron: LIF, detach: bool):
+    """Steps [T] of (spike [B, N], the time of the spike before the end of its step), by autograd and bisection."""
+    flow = torch.tensor([[-1 / neuron.tau_mem, 1 / neuron.tau_mem], [0.0, -1 / neuron.tau_syn]], dtype=torch.float64)
+    (a, phi), (_, s) = torch.matrix_exp(flow * DT).tolist()
+    v = i = effects.new_zeros(effects.shape[2], len(weight))
+    spikes, offsets = [], []
+    for psp, psc in effects.unbind(1):
+        h, i = a * v + phi * i + psp @ weight.T, s * i + psc @ weight.T
+        low, high = torch.zeros_like(h), torch.full_like(h, DT)
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = potential_at(h.detach(), i.detach(), middle, neuron) >= neuron.v_th
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        y = torch.where(h >= neuron.v_th, low, 0.0).detach()
+        spike = Step.apply(h - neuron.v_th)
+        fall = neuron.v_th * torch.exp(-y / neuron.tau_mem)
+        v = h - fall * (spike.detach() if detach else spike)
+        assert (v < neuron.v_th).all(), "the problem must have one spike per step at most"
+        spikes.append(spike)
+        offsets.append(y)
+    return torch.stack(spikes), torch.stack(offsets)
+
+
+def phi_and_s(y, neuron):
+    """Closed form of the postsynaptic potential for different time constants."""
+    a, s = torch.exp(-y / neuron.tau_mem), torch.exp(-y / neuron.tau_syn)
+    return (a - s) / (1 - neuron.tau_syn / neuron.tau_mem) * neuron.tau_syn / neuron.tau_mem, s
+
+
+def problem(neuron: LIF):
+    torch.manual_seed(2)
+    spikes = random_spikes(6, 5, per_neuron=2)
+    weights = [neuron.minimum_weight * (0.15 + 0.3 * torch.randn(*shape).double()) for shape in ((7, 5), (4, 7))]
+    return spikes, [w.requires_grad_() for w in weights]
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("output", ["spikes", "mean", "max"])
+@pytest.mark.parametrize("taus", [(20.0, 5.0), (6.0, 10.0)])
+def test_spikes_and_gradients_are_those_of_an_independent_simulation(taus, output, detach):
+    neuron = LIF(*taus)
+    spikes, weights = problem(neuron)
+    solver = SurrogateTimeStepped(T_END, DT, surrogate=Arctan(2.0), detach_reset=detach)
+    hidden = solver.spikes(spikes, weights[0], neuron)
+
+    effects = GridSpikes.from_spikes(spikes, DT, T_END).channels(neuron)
+    raster, y = simulate(effects, weights[0], neuron, detach)
+    assert raster.sum() > 20
+    assert torch.equal(hidden.raster, raster)
+    psp, psc = phi_and_s(y, neuron)
+    seen = torch.stack([raster * psp, raster * psc])
+    if output == "spikes":
+        found = solver.spikes(hidden, weights[1], neuron).raster
+        expected, _ = simulate(seen, weights[1], neuron, detach)
+        assert expected.sum() > 5
+        assert torch.equal(found, expected)
+    else:
+        found = solver.readout(hidden, weights[1], neuron, output)
+        n = 4000 if output == "mean" else 1  # points of the trapezoidal rule within a step
+        v, i, integral, highest = 0.0, 0.0, 0.0, torch.zeros(6, 4, dtype=torch.float64)
+        if output == "max":
+            flow = [phi_and_s(torch.tensor(DT, dtype=torch.float64), neuron), math.exp(-DT / neuron.tau_mem)]
+            for p, c in seen.unbind(1):
+                v = flow[1] * v + flow[0][0] * i + p @ weights[1].T
+                i = flow[0][1] * i + c @ weights[1].T
+                highest = torch.where(v > highest, v, highest)
+            expected = highest
+        else:  # the average potential by the rule of Simpson over time, every spike at its own time
+            ends = DT * torch.arange(1, round(T_END / DT) + 1).double()[:, None, None]
+            fine = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64)
+            after = (T_END - (ends - y))[..., None] * fine
+            rule = torch.ones(n + 1).double()
+            rule[1:-1:2], rule[2:-1:2] = 4.0, 2.0
+            integral = (phi_and_s(after, neuron)[0] * rule).sum(-1) * (T_END - (ends - y)) / (3 * n)
+            expected = (raster * integral).sum(0) @ weights[1].T / T_END
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    cotangent = torch.randn_like(found)
+    gradients = [torch.autograd.grad((x * cotangent).sum(), weights, retain_graph=True) for x in (found, expected)]
+    for exact, independent in zip(*gradients, strict=True):
+        assert exact.abs().max() > 1e-3
+        torch.testing.assert_close(exact, independent, rtol=1e-6, atol=1e-9)  # the promise; seen: rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_equal_weights_give_the_spikes_of_eventprop(backend, dtype):
+    """Through two layers, several spikes per neuron and step among them."""
+    torch.manual_seed(3)
+    neuron = LIF()
+    spikes = random_spikes(20, 30, per_neuron=2, dtype=dtype)
+    exact = TimeStepped(T_END, DT, backend=backend)
+    surrogate = SurrogateTimeStepped(T_END, DT, backend=backend)
+    weights = [neuron.minimum_weight * 1.5 * torch.randn(n, m, dtype=dtype) for n, m in ((40, 30), (10, 40))]
+    found = expected = spikes
+    for weight in weights:
+        found = surrogate.spikes(found, weight.requires_grad_(), neuron)
+        expected = exact.spikes(expected, weight, neuron)
+        assert found.raster.max() > 1
+        assert torch.equal(found.to_raster(DT, T_END), expected.to_raster(DT, T_END))
+        assert torch.equal(found.raster.sum(0).long(), expected.count())
+        # the products of the second layer have another shape, and so other rounding
+        torch.testing.assert_close(found.time, expected.time, rtol=0, atol=1e-3 if dtype == torch.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("objective", [MeanVoltage(), FirstSpike()])
+def test_networks_have_the_loss_of_eventprop(objective):
+    losses = []
+    spikes, target = random_spikes(8, 20), torch.randint(5, (8,))
+    for solver in (TimeStepped(T_END, DT), SurrogateTimeStepped(T_END, DT)):
+        torch.manual_seed(0)
+        network = fully_connected(20, 5, objective, LIF(), solver, hidden=[15], dtype=torch.float64)
+        losses.append(objective(network(spikes), target))
+    torch.testing.assert_close(*losses, rtol=1e-9, atol=1e-9)
+    gradients = torch.autograd.grad(losses[1], list(network.parameters()))
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_max_voltage_is_the_maximum_over_the_ends_of_steps():
+    torch.manual_seed(0)
+    solver = SurrogateTimeStepped(T_END, 0.02)
+    network = fully_connected(20, 5, MaxVoltage(), LIF(), solver, hidden=[15], dtype=torch.float64)
+    spikes = random_spikes(8, 20)
+    exact = TimeStepped(T_END, 0.02).readout(network[0](spikes).detach(), network[1].weight, LIF(), "max")
+    # where an arrival cuts it off, the maximum lies up to a step away: dt dV/dt, with slopes of some 0.1 per ms
+    torch.testing.assert_close(network(spikes), exact, rtol=0, atol=2e-3)
+
+
+def test_the_gradient_of_a_readout_weight_is_exact():
+    """Only a spike of the layer itself has a surrogate derivative."""
+    torch.manual_seed(1)
+    solver = SurrogateTimeStepped(T_END, DT)
+    hidden = SpikingLinear(6, 8, solver=solver, dtype=torch.float64)
+    readout = LeakyReadout(8, 3, reduce="mean", solver=solver, dtype=torch.float64)
+    spikes = random_spikes(4, 6)
+    report = check_gradients(lambda _: readout(hidden(spikes)).square().sum(), [readout.weight])
+    assert report.relative_error <= 1e-7  # the tolerance of every exact gradient of this package
+
+
+def test_first_spike_time_is_differentiable_in_the_raster():
+    """A polynomial whose values on rasters are the times of first spikes, so that derivatives are differences of flips."""
+    solver, neuron = SurrogateTimeStepped(5.0, 1.0), LIF()
+    weight = torch.tensor([[3.0 * neuron.minimum_weight]], dtype=torch.float64)
+    spikes = solver.spikes(Spikes.from_times(torch.tensor([[0.5]]).double()), weight.requires_grad_(), neuron)
+    k, following, *_ = spikes.raster.flatten().nonzero().flatten().tolist()
+    first, second = spikes.time[0, :2].tolist()
+    (gradient,) = torch.autograd.grad(spikes.first_spike_time().sum(), spikes.raster)
+    ends = [float(step + 1) for step in range(5)]
+    expected = [end - first for end in ends[:k]] + [first - second] + [0.0] * (4 - k)  # before, the first itself, after
+    assert k > 0
+    assert following < 5
+    torch.testing.assert_close(gradient.flatten(), torch.tensor(expected).double())
+
+
+def test_convolutions():
+    torch.manual_seed(0)
+    solver = SurrogateTimeStepped(T_END, DT, surrogate=FastSigmoid(5.0))
+    synapses = nn.Sequential(nn.Unflatten(1, (1, 6, 6)), nn.Conv2d(1, 3, 3, bias=False))
+    first, second = (
+        SpikingLayer(synapses.double(), solver=solver),
+        SpikingLayer(nn.Conv2d(3, 2, 2, bias=False).double(), solver=solver),
+    )
+    for layer in (first, second):
+        layer.reset_parameters()
+    spikes = random_spikes(3, 36)
+    output = second(first(spikes))
+    assert output.shape == (2, 3, 3)
+    output.raster.sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in first.parameters())
+
+
+def test_silence_and_empty_batches():
+    solver, neuron = SurrogateTimeStepped(T_END, DT), LIF()
+    weight = torch.zeros(3, 2, requires_grad=True)
+    for times in (torch.full((4, 2), math.inf), torch.zeros(0, 2)):
+        hidden = solver.spikes(Spikes.from_times(times), weight, neuron)
+        output = solver.readout(hidden, torch.ones(5, 3), neuron, "mean")
+        assert output.shape == (len(times), 5)
+        assert not output.any()
+        output.sum().backward()
+        assert torch.isfinite(weight.grad).all()
+        assert torch.isinf(hidden.first_spike_time()).all()
+
+
+def test_derived_spikes_carry_no_gradient():
+    solver, neuron = SurrogateTimeStepped(T_END, DT), LIF()
+    hidden = solver.spikes(random_spikes(3, 4), torch.randn(5, 4).double().requires_grad_(), neuron)
+    assert isinstance(hidden, RasterSpikes)
+    assert type(hidden.select(torch.tensor([1]))) is GridSpikes
+    assert type(hidden.detach()) is GridSpikes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheme": "euler"}, "scheme must be 'exponential' for surrogate gradients, got 'euler'"),
+        ({"grazing": "clamp"}, "grazing must be 'raw'"),
+        ({"dt": 0.7}, "t_end must be a whole number of steps"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        SurrogateTimeStepped(**{"t_end": T_END, "dt": DT, **options})

@@ -36,7 +36,7 @@ def spikingjelly() -> nn.Module:
     from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
     def neurons() -> nn.Module:
-        return neuron.LIFNode(tau=2.0, surrogate_function=surrogate.ATan(), step_mode="m", backend="torch")
+        return neuron.LIFNode(tau=2.0, surrogate_function=surrogate.ATan(), step_mode="m")
 
     network = nn.Sequential(
         layer.Linear(784, 350, step_mode="m"), neurons(), layer.Linear(350, 10, step_mode="m"), neurons()

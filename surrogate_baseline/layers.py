@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SPARSE = 0.1  # share of entries that are not zero, up to which gathering rows beats a dense product on two CPU cores
+# where gathering rows beats a dense product on two CPU cores: share of entries that are not zero, and number of outputs
+SPARSE, WIDE = 0.1, 64
 
 
 class Stepwise(nn.Module):
@@ -51,7 +52,7 @@ class Linear(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.stride(0) != 0 and not x.requires_grad:
+        if self.out_features >= WIDE and x.stride(0) != 0 and not x.requires_grad:
             entries = x.flatten().nonzero().squeeze(1)
             if len(entries) <= SPARSE * x.numel():
                 return self._gathered(x, entries)

@@ -73,7 +73,7 @@ def test_stepwise_is_the_module_in_every_step():
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.5])
 def test_linear_is_that_of_torch_for_sparse_and_dense_input(density, bias):
     torch.manual_seed(0)
-    layer = Linear(30, 8, bias, dtype=torch.float64)
+    layer = Linear(30, 70, bias, dtype=torch.float64)
     x = torch.randn(6, 5, 30, dtype=torch.float64) * (torch.rand(6, 5, 30) < density)
     for inputs in (x, x.clone().requires_grad_()):
         found, expected = layer(inputs), F.linear(inputs, layer.weight, layer.bias)

@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
+from provenance import provenance
 
 from eventprop import EventDriven, TimeStepped
 from eventprop.config import CONFIG_DIRECTORY, Config, parse
@@ -40,6 +40,13 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 
 def study(config: Config, epochs: list[int]) -> list[dict]:
+    exact_solver = config.solver
+    if (
+        not isinstance(exact_solver, TimeStepped)
+        or exact_solver.scheme != "exponential"
+        or exact_solver.grazing != "raw"
+    ):
+        raise ValueError(f"solver must be an exponential TimeStepped with grazing=raw, got {exact_solver}")
     torch.manual_seed(config.seed)
     dataset = config.data()
     training, test = (
@@ -49,11 +56,11 @@ def study(config: Config, epochs: list[int]) -> list[dict]:
     def build(solver):
         return config.model(training.num_inputs, dataset.num_classes, config.loss, config.neuron, solver)
 
-    t_end, dt = config.solver.t_end, config.solver.dt
+    t_end, dt = exact_solver.t_end, exact_solver.dt
     solvers = {("event-driven", None): EventDriven(t_end)}
     for name, slopes in SLOPES.items():
         solvers |= {(name, k): SurrogateTimeStepped(t_end, dt, surrogate=SURROGATES[name](k)) for k in slopes}
-    network = build(TimeStepped(t_end, dt))
+    network = build(exact_solver)
     optimizer = config.optimizer.build(network.parameters())
     scheduler = config.optimizer.schedule(optimizer, max(epochs))
     batches = list(training.batches(128, torch.arange(SAMPLES)))
@@ -101,7 +108,7 @@ def main() -> None:
     rows = study(config, arguments.epochs)
     report = {
         "experiment": arguments.experiment, "overrides": arguments.overrides, "seed": config.seed, "samples": SAMPLES,
-        "dt": config.solver.dt, "python": platform.python_version(), "torch": torch.__version__, "rows": rows,
+        "dt": config.solver.dt, **provenance(), "rows": rows,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"alignment_{arguments.experiment}.json"

@@ -6,17 +6,18 @@
 error on the firing rates, backward and Adam. All have leaky integrate-and-fire neurons of tau = 2 steps and an arctan
 surrogate, one membrane state and no synaptic current. Contenders alternate in one process; medians after a warm-up. What is
 not equal: snnTorch's neurons reset by subtraction, one step late, and its loop over time is the user's, as in its tutorials.
+Writes results/surrogate_step.json.
 """
 
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
-from importlib.metadata import version
+from pathlib import Path
 
 import torch
+from provenance import provenance
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,6 +26,7 @@ from surrogate_baseline.encoders import Latency
 from surrogate_baseline.layers import Linear
 from surrogate_baseline.neurons import LIF
 
+RESULTS = Path(__file__).parent.parent / "results"
 STEPS, BATCH, WARM_UP, REPEATS = 40, 64, 20, 60
 
 
@@ -86,14 +88,15 @@ def main() -> None:
             times[name].append(step(network, optimizers[name], *batches[k % len(batches)]))
     medians = {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
     fastest = medians["surrogate_baseline"]
-    print(json.dumps({
+    report = {
         "median_ms": medians,
         "quartiles_ms": {name: statistics.quantiles(values[WARM_UP:]) for name, values in times.items()},
         "times_as_fast": {name: median / fastest for name, median in medians.items()},
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "spikingjelly", "snntorch")},
-    }, indent=2))  # fmt: skip
+        **provenance("spikingjelly", "snntorch"),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "surrogate_step.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Job:
         data = config.data()
         split = Split(data.train.images[:samples], data.train.labels[:samples])
         self.config = config
-        self.data = encode(split, config.encoder, torch.float32, "cpu")
+        self.data = encode(split, config.encoder, torch.float32, "cpu", config.seed)
         self.network = config.model(784, 10, config.loss, config.neuron, config.solver)
         self.optimizer = torch.optim.Adam(self.network.parameters(), config.optimizer.lr, fused=True)
         self.batches = iter(())

@@ -23,7 +23,7 @@ def latency_encode(images: Tensor, t_min: float = 0.0, t_max: float = 20.0, thre
     """
     values = unit_values(images)
     _check_order("t_min", t_min, "t_max", t_max)
-    _check_threshold(threshold)
+    check_threshold(threshold)
     time = t_min + (1.0 - values) * (t_max - t_min)
     return Spikes.from_times(torch.where(values > threshold, time, math.inf))
 
@@ -38,7 +38,7 @@ def binary_latency_encode(images: Tensor, t_on: float = 10.0, t_off: float = 20.
     """
     values = unit_values(images)
     _check_order("t_on", t_on, "t_off", t_off)
-    _check_threshold(threshold)
+    check_threshold(threshold)
     return Spikes.from_times(torch.where(values > threshold, t_on, t_off).to(values.dtype))
 
 
@@ -65,6 +65,6 @@ def _check_order(first: str, t_first: float, last: str, t_last: float) -> None:
         raise ValueError(f"{first} must be finite and less than {last}, got {first}={t_first} and {last}={t_last}")
 
 
-def _check_threshold(threshold: float) -> None:
+def check_threshold(threshold: float) -> None:
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must lie in [0, 1), got {threshold}")

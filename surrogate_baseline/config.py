@@ -29,23 +29,20 @@ def surrogate_time_stepped(
     return SurrogateTimeStepped(t_end, dt, surrogate=surrogate, detach_reset=detach_reset)
 
 
-# what eventprop does not have
-OWN_GROUPS: Groups = {
+# the choices of rate-coded networks: these go together
+RATE_CODED: Groups = {
     "encoder": {"poisson": Poisson, "direct": Direct, "latency_steps": Latency},
     "model": {"rate_fully_connected": rate_fully_connected, "rate_convolutional": rate_convolutional},
     "neuron": {"if_steps": integrate_and_fire, "lif_steps": leaky_integrate_and_fire},
-    "solver": {"surrogate": surrogate_time_stepped, "steps": steps},
-    "surrogate": dict(SURROGATES),
+    "solver": {"steps": steps},
     "loss": {
         "rate_mse": RateMSE, "rate_cross_entropy": RateCrossEntropy,
         "first_spike_step": FirstSpikeStep, "max_potential": MaxPotential,
     },
 }  # fmt: skip
 
-GROUPS: Groups = {
-    group: {**({} if group == "solver" else exact.GROUPS.get(group, {})), **OWN_GROUPS.get(group, {})}
-    for group in (*exact.GROUPS, "surrogate")
-}
+SPIKE_TIMES = exact.GROUPS | {"solver": {"surrogate": surrogate_time_stepped}, "surrogate": dict(SURROGATES)}
+GROUPS: Groups = {group: {**choices, **RATE_CODED.get(group, {})} for group, choices in SPIKE_TIMES.items()}
 
 
 def parse(config: DictConfig) -> Config:
@@ -55,6 +52,7 @@ def parse(config: DictConfig) -> Config:
         ConfigError: if a key is unknown or missing, or a value has the wrong type or is out of range.
     """
     built = build(config, GROUPS)
+    _check_together({group: config[group].name for group in RATE_CODED})
     surrogate = built.pop("surrogate")
     built["solver"] = _checked("solver", built["solver"], surrogate)
     if isinstance(built["neuron"], functools.partial):  # makes a layer each time: try whether it can
@@ -64,6 +62,17 @@ def parse(config: DictConfig) -> Config:
             "train.mixed_precision must be false with solver=surrogate, which computes in float32 or float64"
         )
     return Config(**built)
+
+
+def _check_together(chosen: dict[str, str]) -> None:
+    """Raise unless all of these groups are of rate-coded networks, or none is."""
+    rate_coded = chosen["model"] in RATE_CODED["model"]
+    for group, name in chosen.items():
+        if (name in RATE_CODED[group]) != rate_coded:
+            allowed = [choice for choice in GROUPS[group] if (choice in RATE_CODED[group]) == rate_coded]
+            raise ConfigError(
+                f"{group}={name} does not go with model={chosen['model']}, which needs {group}={' or '.join(allowed)}"
+            )
 
 
 def _checked(group: str, make: Callable[..., Any], *arguments: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eventprop import latency_encode
 from eventprop.checks import whole
-from eventprop.encoders import unit_values
+from eventprop.encoders import check_threshold, unit_values
 from eventprop.training.data import BatchEncoder
 
 
@@ -47,6 +47,10 @@ class Latency(_Steps):
     """Latency code: the brighter a pixel, the earlier the step of its one spike; pixels up to ``threshold`` are silent."""
 
     threshold: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_threshold(self.threshold)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return latency_encode(images, 0.0, float(self.steps), self.threshold).to_raster(1.0, float(self.steps))

@@ -11,7 +11,7 @@ from torch import Tensor
 from eventprop.jit import OPTIONS, arrays, jit, threads
 
 from .dynamics import Dynamics
-from .surrogates import SURROGATES, BuiltIn
+from .surrogates import SURROGATES, BuiltIn, derivative
 
 BLOCK = 1024
 FORMULAS = tuple(register_jitable(**OPTIONS)(surrogate.formula) for surrogate in SURROGATES.values())
@@ -33,7 +33,7 @@ def fire_adjoint(grad: Tensor, h: Tensor, cell: Dynamics) -> Tensor:
     if isinstance(surrogate, BuiltIn):
         kind, slope, grad_x = list(SURROGATES.values()).index(type(surrogate)), surrogate.slope, torch.empty_like(h)
     else:
-        kind, slope, grad_x = GIVEN, 1.0, surrogate(h - cell.v_th).contiguous()
+        kind, slope, grad_x = GIVEN, 1.0, derivative(surrogate, h - cell.v_th)
     with threads():
         _fire_adjoint(*arrays(grad, h, grad_x), kind, slope, *cell[:6])
     return grad_x

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .dynamics import Dynamics
+from .surrogates import derivative
 
 
 def fire(x: Tensor, cell: Dynamics) -> tuple[Tensor, Tensor]:
@@ -21,7 +22,7 @@ def fire(x: Tensor, cell: Dynamics) -> tuple[Tensor, Tensor]:
 
 def fire_adjoint(grad: Tensor, h: Tensor, cell: Dynamics) -> Tensor:
     """dL/dx [T, M] from ``grad`` = dL/dspikes."""
-    g = cell.surrogate(h - cell.v_th)
+    g = derivative(cell.surrogate, h - cell.v_th)
     a = torch.ones_like(h) if cell.soft else (h < cell.v_th).to(h)
     if not cell.detach_reset:
         a = a - cell.v_th * g if cell.soft else a + (cell.rest - h) * g

@@ -15,9 +15,10 @@ from torch.autograd.function import once_differentiable
 from eventprop.checks import positive
 from eventprop.layers import SpikingModule
 from eventprop.spikes import FLOATS
+from eventprop.tape import check_finite
 
 from .dynamics import Dynamics
-from .surrogates import ARCTAN, Surrogate
+from .surrogates import ARCTAN, Surrogate, check_surrogate
 
 
 def _loops(device: torch.device) -> ModuleType:
@@ -35,7 +36,9 @@ class _Fire(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, cell: Dynamics) -> tuple[Tensor, Tensor]:
-        return _loops(x.device).fire(x, cell)
+        spikes, h = _loops(x.device).fire(x, cell)
+        check_finite(bool(h[-1:].isfinite().all()))  # NaN stays in V to the last step
+        return spikes, h
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -48,6 +51,13 @@ class _Fire(torch.autograd.Function):
     def backward(ctx, grad, _):
         (h,) = ctx.saved_tensors
         return _loops(h.device).fire_adjoint(grad.contiguous(), h, ctx.cell), None
+
+
+def _input(x: Tensor) -> Tensor:
+    """A checked input, with enough precision for potentials to add up."""
+    if x.dim() < 2:
+        raise ValueError(f"input must have shape [T, B, ...], got {list(x.shape)}")
+    return x if x.dtype in FLOATS else x.float()
 
 
 class IF(SpikingModule):
@@ -70,6 +80,7 @@ class IF(SpikingModule):
         surrogate: Surrogate = ARCTAN,
     ) -> None:
         super().__init__()
+        check_surrogate(surrogate)
         self.v_th, self.v_reset = positive("v_th", v_th), v_reset
         self.detach_reset, self.surrogate = detach_reset, surrogate
         if v_reset is not None and not -math.inf < v_reset < v_th:
@@ -80,10 +91,7 @@ class IF(SpikingModule):
 
     def spikes_and_potential(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Spikes and potentials before reset, both [T, B, ...], as float32 or float64 also under autocast."""
-        if x.dim() < 2:
-            raise ValueError(f"input must have shape [T, B, ...], got {list(x.shape)}")
-        if x.dtype not in FLOATS:
-            x = x.float()
+        x = _input(x)
         soft = self.v_reset is None
         rest = 0.0 if self.v_reset is None else self.v_reset
         cell = Dynamics(self.keep, self.gain, self.v_th, rest, soft, self.detach_reset, self.surrogate)
@@ -127,6 +135,7 @@ class Potential(nn.Module):
         self.rest = 0.0 if neuron.v_reset is None else neuron.v_reset
 
     def forward(self, x: Tensor) -> Tensor:
+        x = _input(x)
         v, potential = torch.full_like(x[:1].sum(0), self.rest), []
         for x_t in x:
             v = self.keep * v + (1.0 - self.keep) * self.rest + self.gain * x_t

@@ -1,7 +1,7 @@
 """``SurrogateTimeStepped``: the neurons of ``eventprop``'s time-stepped solver with surrogate gradients.
 
-Forward, both are the same computation, so equal weights give equal spikes. Backward, here the number of spikes in a step
-is what carries the gradient, as if it were a smooth function of the potential H before reset,
+Forward, both are the same computation, so equal weights give equal spikes and readouts. Backward, here the number of spikes in
+a step is what carries the gradient, as if it were a smooth function of the potential H before reset,
 
     H_t = a V_{t-1} + phi I_{t-1} + psp_t,    I_t = s I_{t-1} + psc_t,    V_t = H_t - r_t S_t,
     dS/dH := surrogate(H_t - v_th)
@@ -26,42 +26,44 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from eventprop import LIF, GridSpikes, Spikes, TimeStepped
-from eventprop.checks import choice
-from eventprop.neuron import adjoint_flow, flow, integrated_psp
-from eventprop.solver import READOUTS, check_weight
-from eventprop.spikes import step_of
+from eventprop.neuron import adjoint_flow, decay, flow, integrated_psp
+from eventprop.observe import observe
 from eventprop.tape import Tape
 from eventprop.time_stepped.grid import Grid
 
-from .surrogates import ARCTAN, Surrogate
+from .surrogates import ARCTAN, Surrogate, check_surrogate, derivative
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class RasterSpikes(GridSpikes):
     """Spikes on a grid that are differentiable in their number per step; their times are constants.
 
-    What is made from them by ``select``, ``to`` or ``detach`` is ``GridSpikes``, without a gradient.
+    Only layers of ``SurrogateTimeStepped`` pass a gradient on to them. What is made from them by ``select``, ``to`` or
+    ``detach`` is ``GridSpikes``, without a gradient.
 
     Attributes:
         raster: [T, B, N] how many spikes each neuron emits in each step.
+        step: [B, K] the step in which each spike was emitted, -1 for padding. It can differ from what the time says where a
+            spike lies on a grid point.
         potential: computes the potential [T, B, N] at the end of each step, before the reset.
     """
 
     raster: Tensor
+    step: Tensor
     potential: Callable[[], Tensor]
 
     def first_spike_time(self) -> Tensor:
         """[B, N] time of each neuron's first spike, +inf where silent.
 
-        Its gradient is that of the polynomial t_0 + sum_k (t_{k+1} - t_k) prod_{j <= k} (1 - S_j), where t_k is the time of
-        the spike in step k: a spike before the first would take its place, and without the first the next would.
+        Its gradient is that of the polynomial t_0 + sum_k (t_{k+1} - t_k) prod_{j <= k} (1 - S_j), where t_k is the (mean)
+        time of the spikes in step k: a spike before the first would take its place, and without the first the next would.
         """
         first = super().first_spike_time().detach()
-        time = self.per_step(self.time)
-        time = torch.where(time > 0, time / self.raster.detach().clamp(min=1.0), self.ends()[:, None, None])
+        raster = self.raster.detach()
+        time = torch.where(raster > 0, self.per_step(self.time) / raster.clamp(min=1.0), self.ends()[:, None, None])
         later = torch.cat([time[1:], torch.full_like(time[:1], self.t_end)]) - time
         # several spikes in a step count as one here
-        none = 1.0 - (self.raster - (self.raster.detach() - 1.0).clamp(min=0.0))
+        none = 1.0 - (self.raster - (raster - 1.0).clamp(min=0.0))
         smooth = (later * none.cumprod(0)).sum(0)
         return first + torch.where(torch.isfinite(first), smooth - smooth.detach(), 0.0)
 
@@ -71,18 +73,13 @@ class RasterSpikes(GridSpikes):
 
     def per_step(self, values: Tensor) -> Tensor:
         """[T, B, N] sums of ``values`` [B, K], one for each spike, over the spikes of a step."""
-        sample, column = (self.index >= 0).nonzero(as_tuple=True)
-        step = step_of(self.time[sample, column], self.dt).clamp(max=len(self.raster) - 1)
-        where = (step, sample, self.index[sample, column].long())
-        return torch.zeros_like(self.raster).index_put(where, values[sample, column], accumulate=True)
+        return _per_step(self.raster, self.index, self.step, values)
 
     def differentiable(self, effect: Tensor, virtual: Tensor) -> Tensor:
-        """``effect`` [..., T, B, N] of the spikes of each step, as a function of their number.
-
-        Its derivative is the effect of one spike of the step, or ``virtual``, that of one at the end of the step.
-        """
-        per_spike = torch.where(effect != 0, effect / self.raster.detach().clamp(min=1.0), virtual)
-        return effect + (self.raster - self.raster.detach()) * per_spike
+        """Zero, with the derivative by the number of spikes that ``effect`` [T, B, N], summed over the spikes of each step,
+        has: the effect of one spike of the step, or ``virtual``, that of one at the end of the step."""
+        raster = self.raster.detach()
+        return (self.raster - raster) * torch.where(raster > 0, effect / raster.clamp(min=1.0), virtual)
 
     def _like(self, time: Tensor, index: Tensor, slope: Tensor | None) -> GridSpikes:  # type: ignore[override]
         return GridSpikes._on_grid(time, index, self.num_neurons, slope, self.dt, self.t_end, self.shape)
@@ -106,6 +103,7 @@ class SurrogateTimeStepped(TimeStepped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_surrogate(self.surrogate)
         if self.scheme != "exponential":
             raise ValueError(f"scheme must be 'exponential' for surrogate gradients, got {self.scheme!r}")
         if self.grazing != "raw":
@@ -119,32 +117,54 @@ class SurrogateTimeStepped(TimeStepped):
             tape.time, tape.neuron, raster.shape[2], tape.slope, self.dt, self.t_end, tuple(drive.shape[3:])
         )
         object.__setattr__(spikes, "raster", raster)
+        object.__setattr__(spikes, "step", tape.after)
+        observe(tape.neuron, tape.after)
         drive = drive.detach().flatten(3)
         object.__setattr__(spikes, "potential", lambda: _potential(drive, steps, tape, grid)[0])
         return spikes
 
     def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
+        exact = super().readout(
+            arrivals.detach() if isinstance(arrivals, RasterSpikes) else arrivals, weight, neuron, reduce
+        )
         if not isinstance(arrivals, RasterSpikes):
-            return super().readout(arrivals, weight, neuron, reduce)
-        check_weight(arrivals, weight)
-        choice("reduce", reduce, READOUTS)
-        if reduce == "max":  # over the ends of the steps
-            return self.free_potential(arrivals, weight, neuron).amax(0).relu()
+            return exact
+        self._check_grid(arrivals)
+        if not arrivals.raster.requires_grad:
+            return exact
+        if reduce == "max":  # with the derivative by the raster of the maximum over the ends of the steps
+            smooth = self.free_potential(arrivals, weight.detach(), neuron).amax(0).relu()
+            return exact + (smooth - smooth.detach())
 
         def integral(time: Tensor) -> Tensor:  # of the potential that a spike raises; eq. (12)
             return integrated_psp((self.t_end - time).clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)
 
         effect = arrivals.per_step(integral(arrivals.time.nan_to_num(posinf=self.t_end)))
-        effect = arrivals.differentiable(effect, integral(arrivals.ends())[:, None, None])
-        return F.linear(effect.sum(0), weight) / self.t_end
+        smooth = arrivals.differentiable(effect, integral(arrivals.ends())[:, None, None])
+        return exact + F.linear(smooth.sum(0), weight.detach()) / self.t_end
 
     def _effects(self, arrivals: Spikes, grid: Grid) -> tuple[Tensor, Tensor]:
-        steps, values = super()._effects(arrivals, grid)
-        if not isinstance(arrivals, RasterSpikes) or not arrivals.raster.requires_grad:
+        if not isinstance(arrivals, RasterSpikes):
+            return super()._effects(arrivals, grid)
+        self._check_grid(arrivals)
+        steps, values = super()._effects(arrivals.detach(), grid)
+        if not arrivals.raster.requires_grad:
             return steps, values
         dense = values.new_zeros((2, grid.steps, *values.shape[2:])).index_copy(1, steps, values)
-        at_end = values.new_tensor([0.0, 1.0])[:, None, None, None]  # eq. (11) with y = 0
-        return torch.arange(grid.steps, device=steps.device), arrivals.differentiable(dense, at_end)
+        y = (arrivals.step + 1).double() * grid.dt - arrivals.time.nan_to_num(posinf=0.0)
+        _, psc, psp = decay(
+            y.clamp(min=0.0), grid.neuron.tau_mem, grid.neuron.tau_syn
+        )  # eq. (11); at the end of a step (0, 1)
+        pairs = ((psp, 0.0), (psc, 1.0))
+        smooth = [arrivals.differentiable(arrivals.per_step(effect), dense.new_tensor(end)) for effect, end in pairs]
+        return torch.arange(grid.steps, device=steps.device), dense + torch.stack(smooth)
+
+    def _check_grid(self, arrivals: RasterSpikes) -> None:
+        if (arrivals.dt, arrivals.t_end) != (self.dt, self.t_end):
+            raise ValueError(
+                f"the input must be on the grid of this layer, dt={self.dt} and t_end={self.t_end}; it is on one of "
+                f"dt={arrivals.dt} and t_end={arrivals.t_end}. Give all layers the same solver"
+            )
 
 
 class _Fire(torch.autograd.Function):
@@ -153,7 +173,8 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(drive: Tensor, steps: Tensor, grid: Grid, solver: SurrogateTimeStepped) -> tuple[Tensor, ...]:
         tape = solver._backend(drive.device).forward(drive, steps, grid)
-        return _raster(tape, drive, grid, None), *tape
+        shape = drive.new_empty((grid.steps, *drive.shape[2:]))
+        return _per_step(shape, tape.neuron, tape.after, torch.ones_like(tape.time)), *tape
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -167,7 +188,7 @@ class _Fire(torch.autograd.Function):
         drive, steps, raster, *tape = ctx.saved_tensors
         grid, neuron = ctx.grid, ctx.grid.neuron
         h, fall = _potential(drive, steps, Tape(*tape), grid)
-        g = ctx.solver.surrogate(h - neuron.v_th)
+        g = derivative(ctx.solver.surrogate, h - neuron.v_th)
         fall = torch.where(raster > 0, fall / raster.clamp(min=1.0), neuron.v_th)
         places = dict(zip(steps.tolist(), range(len(steps)), strict=True))
         grad_drive = torch.empty_like(drive)
@@ -182,8 +203,9 @@ class _Fire(torch.autograd.Function):
 
 def _potential(drive: Tensor, steps: Tensor, tape: Tape, grid: Grid) -> tuple[Tensor, Tensor]:
     """Potential before reset at the end of each step, and by how much the spikes of the step lower it; both [T, B, N]."""
-    y = (tape.after + 1) * grid.dt - tape.time
-    fall = _raster(tape, drive, grid, grid.neuron.v_th * torch.exp(-y / grid.neuron.tau_mem))
+    y = (tape.after + 1).double() * grid.dt - tape.time
+    shape = drive.new_empty((grid.steps, *drive.shape[2:]))
+    fall = _per_step(shape, tape.neuron, tape.after, grid.neuron.v_th * torch.exp(-y / grid.neuron.tau_mem))
     received = dict(zip(steps.tolist(), drive.unbind(1), strict=True))
     h = torch.empty_like(fall)
     v = i = torch.zeros_like(fall[:1].sum(0))
@@ -196,10 +218,8 @@ def _potential(drive: Tensor, steps: Tensor, tape: Tape, grid: Grid) -> tuple[Te
     return h, fall
 
 
-def _raster(tape: Tape, drive: Tensor, grid: Grid, values: Tensor | None) -> Tensor:
-    """[T, B, N] sums of ``values`` [B, S], one for each spike and 1 by default, over the spikes emitted in a step."""
-    sample, column = (tape.neuron >= 0).nonzero(as_tuple=True)
-    raster = drive.new_zeros((grid.steps, *drive.shape[2:]))
-    where = (tape.after[sample, column], sample, tape.neuron[sample, column])
-    added = raster.new_ones(()).expand(len(sample)) if values is None else values[sample, column].to(raster)
-    return raster.index_put(where, added, accumulate=True)
+def _per_step(like: Tensor, index: Tensor, step: Tensor, values: Tensor) -> Tensor:
+    """Sums of ``values`` [B, K], one for each spike, over the spikes of each step, with the shape [T, B, N] of ``like``."""
+    sample, column = (index >= 0).nonzero(as_tuple=True)
+    where = (step[sample, column], sample, index[sample, column])
+    return torch.zeros_like(like).index_put(where, values[sample, column].to(like), accumulate=True)

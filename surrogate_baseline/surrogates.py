@@ -81,7 +81,8 @@ class Sigmoid(BuiltIn):
 
 @dataclass(frozen=True)
 class FastSigmoid(BuiltIn):
-    """g(x) = 1 / (1 + k |x|)^2: SuperSpike (Zenke & Ganguli 2018, Neural Computation 30:1514)."""
+    """g(x) = 1 / (1 + k |x|)^2: SuperSpike (Zenke & Ganguli 2018, Neural Computation 30:1514); with the factor k in some
+    libraries."""
 
     slope: float = 25.0
     formula = staticmethod(fast_sigmoid)
@@ -113,6 +114,21 @@ class Gaussian(BuiltIn):
 
 
 ARCTAN = Arctan()
+
+
+def check_surrogate(surrogate: object) -> None:
+    """Raise unless ``surrogate`` can be one."""
+    if isinstance(surrogate, type) or not callable(surrogate):
+        raise TypeError(f"surrogate must be a function of a tensor, such as Arctan(2.0); got {surrogate!r}")
+
+
+def derivative(surrogate: Surrogate, x: Tensor) -> Tensor:
+    """A new tensor of the values of ``surrogate``, which may be a user's, with the dtype of ``x``."""
+    values = torch.as_tensor(surrogate(x))
+    if values.shape not in (x.shape, ()):
+        raise ValueError(f"surrogate must return the shape of its argument {list(x.shape)}, got {list(values.shape)}")
+    return torch.empty_like(x).copy_(values)
+
 
 SURROGATES: dict[str, type[BuiltIn]] = {
     "arctan": Arctan,

@@ -38,7 +38,8 @@ def test_every_choice_of_a_group_has_a_file_and_the_defaults_of_its_code(group):
         if name in configuration.GROUPS.get(group, {}):
             assert getattr(parse(composed(f"{group}={name}")), group) is not None
         if name in baseline.GROUPS[group]:
-            parse(composed(f"{group}={name}", primary="surrogate"))
+            rate_coded = ["+experiment=mnist_rate"] if name in baseline.RATE_CODED.get(group, {}) else []
+            parse(composed(*rate_coded, f"{group}={name}", primary="surrogate"))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -101,6 +102,24 @@ def test_mistakes_are_named(override, message):
         ("+surrogate.width=3", r"unknown key surrogate.width; allowed are slope"),
         ("train.mixed_precision=true", r"train.mixed_precision must be false with solver=surrogate"),
         ("+experiment=mnist_csnn train.dtype=float64", r"train.mixed_precision needs dtype=float32, got float64"),
+        (
+            "+experiment=mnist_rate loss=mean_voltage",
+            r"loss=mean_voltage does not go with model=rate_fully_connected, which",
+        ),
+        (
+            "loss=rate_mse",
+            r"loss=rate_mse does not go with model=fully_connected, which needs loss=first_spike or max_voltage",
+        ),
+        (
+            "+experiment=mnist_rate encoder=latency",
+            r"encoder=latency does not go .* needs encoder=poisson or direct",
+        ),
+        ("neuron=lif_steps", r"neuron=lif_steps does not go with model=fully_connected, which needs neuron=lif$"),
+        ("solver=steps", r"solver=steps does not go with model=fully_connected, which needs solver=surrogate$"),
+        (
+            "+experiment=mnist_rate encoder=latency_steps encoder.threshold=1.5",
+            r"encoder.threshold must lie in \[0, 1\)",
+        ),
         ("+experiment=mnist_rate encoder.steps=0", r"encoder.steps must be >= 1, got 0"),
         ("+experiment=mnist_rate loss=rate_cross_entropy loss.gain=-1", r"loss.gain must be positive"),
         ("+experiment=mnist_rate neuron.tau=1", r"neuron.tau must be > 1 step, got 1"),

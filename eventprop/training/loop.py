@@ -59,6 +59,7 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         seconds, metrics = state["seconds"], state["metrics"]
+        begin -= state["train_seconds"]
         log.info("resuming after epoch %d", len(seconds))
     for epoch in range(len(seconds), config.train.epochs):
         epoch_begin = time.perf_counter()
@@ -72,7 +73,8 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
         directory.epoch(metrics)
         directory.checkpoint(
             {"epoch": epoch + 1, "model": network.state_dict(), "optimizer": optimizer.state_dict(),
-             "scheduler": scheduler.state_dict(), "seconds": seconds, "metrics": metrics}
+             "scheduler": scheduler.state_dict(), "seconds": seconds, "metrics": metrics,
+             "train_seconds": time.perf_counter() - begin}
         )  # fmt: skip
         log.info(
             "epoch %d/%d  train loss %.4f accuracy %.2f %%  test loss %.4f accuracy %.2f %%  hidden spikes %.1f  %.1f s",
@@ -95,6 +97,7 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
         **{k: metrics[k] for k in ("hidden_spikes_per_sample", "silent_fraction", "grazing_spikes_per_sample")},
         "device": config.train.device,
         "dtype": config.train.dtype,
+        "mixed_precision": config.train.mixed_precision,
         "threads": threads,
         "versions": versions(),
     }  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..layers import SpikingLayer, SpikingLinear
+from ..layers import SpikingLinear, SpikingModule
 
 
 @torch.no_grad()
@@ -24,7 +24,6 @@ def bump_silent(layer: SpikingLinear, silent: Tensor, amount: float) -> int:
 
 def check_can_bump(silent: str, network: nn.Sequential) -> None:
     """Raise where neurons that share their weights would have to be bumped one by one."""
-    if silent == "bump" and any(isinstance(layer, SpikingLayer) for layer in network):
-        raise ValueError(
-            "train.silent=bump needs fully connected layers, whose neurons have weights of their own; use none"
-        )
+    hidden = [layer for layer in list(network)[:-1] if isinstance(layer, SpikingModule)]
+    if silent == "bump" and not all(isinstance(layer, SpikingLinear) for layer in hidden):
+        raise ValueError("train.silent=bump needs hidden layers of kind SpikingLinear; use train.silent=none")

@@ -30,7 +30,7 @@ class RunDirectory:
 
     Raises:
         FileExistsError: if the directory holds a run and ``resume`` is false, or the run is finished.
-        ValueError: if the run to resume had another configuration.
+        ValueError: if the run to resume had another configuration, or its files cannot be read or do not fit together.
     """
 
     def __init__(self, path: str | Path, config: DictConfig, resume: bool = False) -> None:
@@ -40,18 +40,39 @@ class RunDirectory:
             if (self.path / name).exists():
                 way_out = "choose another hydra.run.dir" + ("" if name == "summary.json" else ", or train.resume=true")
                 raise FileExistsError(f"{self.path} already holds a run ({name}); {way_out}")
-        self.resumed: dict[str, Any] | None = None
-        if (self.path / "checkpoint.pt").exists():
-            self._check_same(config)
-            self.resumed = torch.load(self.path / "checkpoint.pt", weights_only=True)
-        epochs = 0 if self.resumed is None else self.resumed["epoch"]
-        if (self.path / "metrics.jsonl").exists():  # an epoch whose checkpoint was not written is run again
-            lines = (self.path / "metrics.jsonl").read_text().splitlines(keepends=True)
-            self._write("metrics.jsonl", "".join(lines[:epochs]).encode())
+        self.resumed = self._resume(config) if resume else None
         self._write("config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())
+
+    def _resume(self, config: DictConfig) -> dict[str, Any] | None:
+        """The checkpoint of the run to go on with, after a check that the other files fit it; None if there is no run."""
+        checkpoint, metrics = self.path / "checkpoint.pt", self.path / "metrics.jsonl"
+        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+        state: dict[str, Any] | None = None
+        if checkpoint.exists():
+            try:
+                state = torch.load(checkpoint, weights_only=True)
+                assert state is not None
+            except Exception as error:
+                raise ValueError(f"{checkpoint} cannot be read ({error}); choose another hydra.run.dir") from error
+            self._check_same(config)
+        epochs = 0 if state is None else state["epoch"]
+        if not epochs <= len(lines) <= epochs + 1:  # a run may be stopped between writing the two files
+            raise ValueError(
+                f"{metrics} has {len(lines)} epochs, {checkpoint} comes after epoch {epochs}; they are not of one run. "
+                f"Choose another hydra.run.dir"
+            )
+        if state is None:
+            log.warning("nothing to resume in %s: a new run begins", self.path)
+        if len(lines) > epochs:
+            self._write("metrics.jsonl", "".join(lines[:epochs]).encode())
+        return state
 
     def _check_same(self, config: DictConfig) -> None:
         """Raise where a run would go on with another configuration than it began with."""
+        if not (self.path / "config.yaml").exists():
+            raise ValueError(
+                f"{self.path} has a checkpoint but no config.yaml to tell its run; choose another hydra.run.dir"
+            )
         began, now = _flat(OmegaConf.load(self.path / "config.yaml")), _flat(config)
         for key in sorted((began.keys() | now.keys()) - {"train.resume"}):
             if began.get(key) != now.get(key):

@@ -29,6 +29,25 @@ class Stepwise(nn.Module):
         return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
+class Dropout(nn.Module):
+    """Dropout of neurons for all steps of a sample: [T, B, ...] to [T, B, ...], the rest scaled up by 1/(1 - ``p``).
+
+    A mask that changed from step to step would leave neurons that integrate over the steps with an average.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {p}")
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * F.dropout(torch.ones_like(x[0]), self.p) if self.training and self.p > 0 else x
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
 class Linear(nn.Module):
     """Synapses [T, B, in_features] to [T, B, out_features], fast where the input is sparse, as rasters from data are.
 

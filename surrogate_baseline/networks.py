@@ -13,7 +13,7 @@ from torch import nn
 
 from eventprop.checks import whole
 
-from .layers import Linear, Stepwise
+from .layers import Dropout, Linear, Stepwise
 from .losses import Objective
 from .neurons import IF, LIF
 from .surrogates import Surrogate
@@ -49,19 +49,21 @@ def rate_fully_connected(
     *,
     hidden: list[int],
     bias: bool,
+    dropout: float,
     **factory,
 ) -> nn.Sequential:
     """Linear layers with neurons behind each: hidden ones of the sizes ``hidden``, then the output of the objective.
 
     Args:
         bias: whether the linear layers have one.
+        dropout: share of the hidden neurons that are left out in training, anew for each sample.
         factory: ``device`` and ``dtype``.
     """
     make = _maker(neuron, solver)
     sizes = [in_features, *(whole("model.hidden", size, minimum=1) for size in hidden)]
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
-        layers += [Linear(inputs, outputs, bias, **factory), make()]
+        layers += [Linear(inputs, outputs, bias, **factory), make(), Dropout(dropout)]
     return nn.Sequential(*layers, Linear(sizes[-1], num_classes, bias, **factory), objective.output(make))
 
 
@@ -76,6 +78,7 @@ def rate_convolutional(
     channels: list[int],
     kernel_size: int,
     hidden: list[int],
+    dropout: float,
     **factory,
 ) -> nn.Sequential:
     """Blocks of convolution, batch normalisation, neurons and 2 x 2 maximum pooling, then ``rate_fully_connected``.
@@ -85,6 +88,7 @@ def rate_convolutional(
         channels: of each convolution.
         kernel_size: odd, of all convolutions, which keep the size of the image.
         hidden: sizes of the hidden layers after the blocks.
+        dropout: share of the neurons before each linear layer that are left out in training, anew for each sample.
         factory: ``device`` and ``dtype``.
     """
     if len(image) != 3 or math.prod(image) != in_features:
@@ -105,9 +109,10 @@ def rate_convolutional(
         layers += [Stepwise(normalised.to(memory_format=torch.channels_last)), make(), Stepwise(nn.MaxPool2d(2))]
     height, width = (size // 2 ** len(channels) for size in image[1:])
     rest = rate_fully_connected(
-        sizes[-1] * height * width, num_classes, objective, neuron, solver, hidden=hidden, bias=False, **factory
-    )
-    return nn.Sequential(*layers, nn.Flatten(2), *rest)
+        sizes[-1] * height * width, num_classes, objective, neuron, solver,
+        hidden=hidden, bias=False, dropout=dropout, **factory,
+    )  # fmt: skip
+    return nn.Sequential(*layers, nn.Flatten(2), Dropout(dropout), *rest)
 
 
 def _maker(neuron: object, solver: object) -> Callable[[], IF]:

@@ -18,7 +18,7 @@ from eventprop.losses import MeanVoltage
 from eventprop.networks import fully_connected
 from surrogate_baseline.alignment import align, gradients
 from surrogate_baseline.encoders import Direct, Latency, Poisson
-from surrogate_baseline.layers import Linear, Stepwise
+from surrogate_baseline.layers import Dropout, Linear, Stepwise
 from surrogate_baseline.losses import FirstSpikeStep, MaxPotential, RateCrossEntropy, RateMSE, first_spike_step
 from surrogate_baseline.monitor import Monitor
 from surrogate_baseline.networks import Steps, leaky_integrate_and_fire, rate_convolutional, rate_fully_connected
@@ -84,6 +84,20 @@ def test_linear_is_that_of_torch_for_sparse_and_dense_input(density, bias):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+def test_dropout_leaves_neurons_out_in_all_steps():
+    torch.manual_seed(0)
+    x = torch.rand(5, 4, 100) + 0.5
+    y = Dropout(0.25)(x)
+    kept = (y != 0).all(0)
+    assert torch.equal(kept, (y != 0).any(0))
+    torch.testing.assert_close(y[:, kept], x[:, kept] / 0.75)
+    assert 0.65 < float(kept.float().mean()) < 0.85  # 400 draws: 0.75 +- 0.02
+    assert not torch.equal(kept[0], kept[1])
+    assert torch.equal(Dropout(0.25).eval()(x), x)
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1.0"):
+        Dropout(1.0)
+
+
 def test_first_spike_step_and_its_gradient():
     raster = torch.zeros(4, 1, 3, dtype=torch.float64)
     raster[1, 0, 0] = raster[3, 0, 0] = raster[0, 0, 1] = 1.0
@@ -126,9 +140,9 @@ def test_every_objective_trains_every_network(objective, steps):
     torch.manual_seed(0)
     images, target = torch.rand(6, 8, 8), torch.randint(3, (6,))
     for network in (
-        rate_fully_connected(64, 3, objective, NEURON, SOLVER, hidden=[20], bias=True),
+        rate_fully_connected(64, 3, objective, NEURON, SOLVER, hidden=[20], bias=True, dropout=0.2),
         rate_convolutional(
-            64, 3, objective, NEURON, SOLVER, image=[1, 8, 8], channels=[4, 5], kernel_size=3, hidden=[10]
+            64, 3, objective, NEURON, SOLVER, image=[1, 8, 8], channels=[4, 5], kernel_size=3, hidden=[10], dropout=0.2
         ),
     ):
         output = network(Direct(steps)(images))
@@ -139,11 +153,11 @@ def test_every_objective_trains_every_network(objective, steps):
 
 
 def test_networks_check_their_parts():
-    sizes = {"image": [1, 8, 8], "channels": [4], "kernel_size": 3, "hidden": []}
+    sizes = {"image": [1, 8, 8], "channels": [4], "kernel_size": 3, "hidden": [], "dropout": 0.0}
     with pytest.raises(ValueError, match="a rate-coded model needs solver=steps"):
-        rate_fully_connected(64, 3, RateMSE(), NEURON, EventDriven(40.0), hidden=[], bias=True)
+        rate_fully_connected(64, 3, RateMSE(), NEURON, EventDriven(40.0), hidden=[], bias=True, dropout=0.0)
     with pytest.raises(ValueError, match="a rate-coded model needs neuron=lif_steps or if_steps"):
-        rate_fully_connected(64, 3, RateMSE(), CurrentLIF(), SOLVER, hidden=[], bias=True)
+        rate_fully_connected(64, 3, RateMSE(), CurrentLIF(), SOLVER, hidden=[], bias=True, dropout=0.0)
     for change, message in (
         ({"image": [1, 8, 9]}, "model.image must be channels, height and width of the 64 inputs"),
         ({"kernel_size": 4}, "model.kernel_size must be odd, got 4"),

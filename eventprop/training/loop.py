@@ -17,7 +17,7 @@ from ..data import Dataset
 from ..event_driven import EventDriven
 from ..layers import SpikingLinear
 from ..threads import kernel_threads, threads_for_kernels
-from .data import EncodedSplit, ImageSplit, encode, epoch_order
+from .data import EncodedSplit, ImageSplit, encode, epoch_order, mixed_seed
 from .metrics import HiddenActivity, Score
 from .policies import bump_silent, check_can_bump
 from .run_log import RunDirectory, versions
@@ -114,6 +114,7 @@ def train_epoch(
 ) -> dict[str, float]:
     """One pass over the training data: a gradient step per batch."""
     network.train()
+    torch.manual_seed(mixed_seed(config.seed, epoch + 1))  # for dropout: an epoch is the same after a resume
     score, activity = Score(), HiddenActivity(network)
     batches = data.batches(config.train.batch_size, epoch_order(len(data), config.seed, epoch), epoch + 1)
     total = -(-len(data) // config.train.batch_size)

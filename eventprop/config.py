@@ -151,7 +151,9 @@ def _build(group: str, node: object, choices: dict[str, Callable[..., Any]]) -> 
         raise ConfigError(f"{group} must be a group with a name, such as {group}={next(iter(choices))}; got {node!r}")
     name = node["name"]
     if name not in choices:
-        raise ConfigError(f"{group}.name must be one of {', '.join(choices)}, got {name!r}")
+        raise ConfigError(
+            f"{group}.name must be one of {', '.join(choices)}, got {name!r}; choose one, such as {group}={next(iter(choices))}"
+        )
     target = choices[name]
     options = _options(target)
     values = {key: value for key, value in node.items() if key != "name"}

@@ -20,12 +20,14 @@ from .surrogates import SURROGATES, Surrogate
 
 
 def steps(surrogate: Surrogate, *, detach_reset: bool) -> Steps:
+    """``solver=steps``, with what the group ``surrogate`` names."""
     return Steps(surrogate, detach_reset)
 
 
 def surrogate_time_stepped(
     surrogate: Surrogate, *, t_end: float, dt: float, detach_reset: bool
 ) -> SurrogateTimeStepped:
+    """``solver=surrogate``, with what the group ``surrogate`` names."""
     return SurrogateTimeStepped(t_end, dt, surrogate=surrogate, detach_reset=detach_reset)
 
 

@@ -152,10 +152,8 @@ class SurrogateTimeStepped(TimeStepped):
             return steps, values
         dense = values.new_zeros((2, grid.steps, *values.shape[2:])).index_copy(1, steps, values)
         y = (arrivals.step + 1).double() * grid.dt - arrivals.time.nan_to_num(posinf=0.0)
-        _, psc, psp = decay(
-            y.clamp(min=0.0), grid.neuron.tau_mem, grid.neuron.tau_syn
-        )  # eq. (11); at the end of a step (0, 1)
-        pairs = ((psp, 0.0), (psc, 1.0))
+        _, psc, psp = decay(y.clamp(min=0.0), grid.neuron.tau_mem, grid.neuron.tau_syn)
+        pairs = ((psp, 0.0), (psc, 1.0))  # eq. (11), and its value for a spike at the end of the step
         smooth = [arrivals.differentiable(arrivals.per_step(effect), dense.new_tensor(end)) for effect, end in pairs]
         return torch.arange(grid.steps, device=steps.device), dense + torch.stack(smooth)
 

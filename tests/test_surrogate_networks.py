@@ -77,11 +77,11 @@ def test_linear_is_that_of_torch_for_sparse_and_dense_input(density, bias):
     x = torch.randn(6, 5, 30, dtype=torch.float64) * (torch.rand(6, 5, 30) < density)
     for inputs in (x, x.clone().requires_grad_()):
         found, expected = layer(inputs), F.linear(inputs, layer.weight, layer.bias)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)  # rounding of sums
         cotangent = torch.randn_like(found)
         gradients = [torch.autograd.grad((y * cotangent).sum(), list(layer.parameters())) for y in (found, expected)]
         for a, b in zip(*gradients, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # rounding of sums
 
 
 def test_dropout_leaves_neurons_out_in_all_steps():

@@ -112,9 +112,9 @@ def test_the_loops_agree(soft, detach, surrogate):
     x, grad = torch.randn(2, 15, 3000, dtype=torch.float64) + 0.3
     spikes, h = kernels.fire(x, cell)
     for found, expected in zip((spikes, h), loops.fire(x, cell), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)  # rounding
     found, expected = (loop.fire_adjoint(grad, h, cell) for loop in (kernels, loops))
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)  # rounding
 
 
 def test_memory_order_makes_no_difference():
@@ -184,7 +184,7 @@ def test_a_function_of_the_user_is_a_surrogate():
     x, weight = random_input()
     function, built_in = LIF(surrogate=lambda x: 1.0 / (1.0 + (torch.pi * x).square())), LIF(surrogate=Arctan(2.0))
     grads = [torch.autograd.grad((neuron(x) * weight).sum(), x)[0] for neuron in (function, built_in)]
-    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)  # rounding
 
 
 def test_nothing_is_left_from_one_batch_to_the_next():
@@ -225,7 +225,9 @@ def test_bad_arguments_are_named(build, message):
 def test_potential_is_that_of_neurons_that_do_not_spike():
     x = torch.rand(6, 2, 3, dtype=torch.float64) * 0.3
     neuron = LIF(tau=3.0, v_reset=-0.2)
-    torch.testing.assert_close(Potential(neuron)(x), neuron.spikes_and_potential(x)[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        Potential(neuron)(x), neuron.spikes_and_potential(x)[1], rtol=1e-12, atol=1e-12
+    )  # rounding
     assert torch.autograd.gradcheck(Potential(neuron), x.requires_grad_())
 
 

@@ -24,6 +24,7 @@ from numba.extending import overload, register_jitable
 from torch import Tensor
 
 from . import neuron
+from .exponential import exp, expm1
 from .threads import kernel_threads
 
 config: Any = numba.config  # its settings are set at run time, unknown to type checkers
@@ -35,12 +36,12 @@ if "NUMBA_THREADING_LAYER" not in os.environ and "NUMBA_THREADING_LAYER_PRIORITY
 
 @overload(torch.exp)
 def _exp(x):
-    return lambda x: math.exp(x)
+    return lambda x: exp(x)
 
 
 @overload(torch.expm1)
 def _expm1(x):
-    return lambda x: math.expm1(x)
+    return lambda x: expm1(x)
 
 
 @overload(torch.log1p)
@@ -56,11 +57,14 @@ def _where(condition, x, y):
 # IEEE inf and NaN stay; sums may be reordered and multiply-adds fused
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
 
+# small functions, inlined wherever they are called so that loops over them become vector instructions
+inlined = register_jitable(**OPTIONS, forceinline=True)
+
 for equation in (
     neuron.decay, neuron.flow, neuron.rewind, neuron.integrated_psp, neuron.slope, neuron.peak_time, neuron.adjoint_flow,
     neuron.spike_jump, neuron.arrival_time_gradient, neuron.effect_time_gradient,
 ):  # fmt: skip
-    register_jitable(**OPTIONS)(equation)
+    inlined(equation)
 
 
 @functools.cache
@@ -68,7 +72,7 @@ def _cache_directory(folder: Path) -> str:
     """Where to keep what is compiled from sources in ``folder``."""
     package = Path(__file__).parent
     solvers = (package / "event_driven", package / "time_stepped")
-    sources = {package / "neuron.py", package / "jit.py", *folder.glob("*.py")}.union(
+    sources = {package / "neuron.py", package / "exponential.py", package / "jit.py", *folder.glob("*.py")}.union(
         *(s.rglob("*.py") for s in solvers)
     )
     digest = hashlib.sha256()

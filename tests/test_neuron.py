@@ -87,3 +87,30 @@ def test_parameters_are_checked_and_frozen(name):
             LIF(**{name: bad})
     with pytest.raises(AttributeError):
         setattr(LIF(), name, 1.0)
+
+
+def test_the_exponentials_of_the_kernels():
+    """Against the C library's, over all sizes of the argument; in a loop, as the kernels use them."""
+    import numba
+
+    from eventprop.exponential import exp, expm1
+
+    @numba.njit
+    def both(x, e, m):
+        for k in range(len(x)):
+            e[k], m[k] = exp(x[k]), expm1(x[k])
+
+    x = -np.concatenate(
+        [np.logspace(-300, 2.8, 20_000), np.linspace(0.0, 40.0, 20_001), np.log(2.0) * np.arange(0.5, 50)]
+    )
+    e, m = np.empty_like(x), np.empty_like(x)
+    both(x, e, m)
+    # one unit in the last place of each, 2.2e-16, from either side
+    assert np.allclose(e, [math.exp(v) for v in x], rtol=4.5e-16, atol=0)
+    assert np.allclose(m, [math.expm1(v) for v in x], rtol=4.5e-16, atol=0)
+    x = np.array([0.0, -0.0, -707.9, -708.1, -1e4, -math.inf, math.nan])
+    e, m = np.empty_like(x), np.empty_like(x)
+    both(x, e, m)
+    # subnormal results, below 1e-307, are 0
+    assert np.allclose(e, [1.0, 1.0, math.exp(-707.9), 0.0, 0.0, 0.0, math.nan], rtol=4.5e-16, atol=0, equal_nan=True)
+    assert np.array_equal(m, [0.0, 0.0, -1.0, -1.0, -1.0, -1.0, math.nan], equal_nan=True)

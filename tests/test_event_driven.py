@@ -13,7 +13,6 @@ from scipy.special import lambertw
 from eventprop import LIF, EventDriven, Spikes, SpikingLinear, tape
 from eventprop.event_driven import kernels, reference
 from eventprop.neuron import decay
-from eventprop.threads import kernel_threads, threads_for_kernels
 
 
 @pytest.fixture(params=["numba", "torch"])
@@ -220,20 +219,6 @@ def test_results_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(saved)
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
-
-
-def test_torch_hands_its_threads_to_the_kernels_and_gets_them_back():
-    saved = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        with threads_for_kernels():
-            assert (torch.get_num_threads(), kernel_threads()) == (1, 2)
-            with threads_for_kernels():
-                assert (torch.get_num_threads(), kernel_threads()) == (1, 2)
-            assert (torch.get_num_threads(), kernel_threads()) == (1, 2)
-        assert (torch.get_num_threads(), kernel_threads()) == (2, 2)
-    finally:
-        torch.set_num_threads(saved)
 
 
 def test_forward_changes_nothing(solver):

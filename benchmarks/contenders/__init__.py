@@ -5,7 +5,8 @@ An adapter is a module with
     NOT_EQUAL: one line that says what is not equal about its job; "" if nothing
     PACKAGES: the distributions that it needs, whose versions the report names
     def training_step(job: Job) -> Callable[[int], float]: prepares everything, network and data included, and returns the
-        function that trains on batch k (forward, backward, optimizer) and returns the loss
+        function that trains on batch k (forward, backward, optimizer) and returns the loss. Where that function has an
+        attribute ``hidden_spikes``, it is called at the end for the hidden spikes per image
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 ADAPTERS = (
-    "event_driven", "time_stepped", "surrogate", "rate_coded", "snntorch", "spikingjelly", "norse", "jaxsnn",
-    "exact_snn_nn", "eventax",
+    "event_driven", "event_driven_busy", "event_driven_one_thread", "time_stepped", "surrogate", "rate_coded",
+    "dense_products", "snntorch", "spikingjelly", "norse", "jaxsnn", "exact_snn_nn", "eventax",
 )  # fmt: skip
 
 
@@ -27,10 +28,13 @@ class Job:
     Attributes:
         times: [batches, B, 784] ms of the one spike of each pixel, +inf where it is silent; float32.
         labels: [batches, B] int64.
+        weights: [inputs, hidden] and [hidden, classes] float32, with which packages that have these neurons begin: those of
+            ``mnist_gray`` after an epoch, so that all are as active as training makes them.
     """
 
     times: np.ndarray
     labels: np.ndarray
+    weights: tuple[np.ndarray, np.ndarray]
     hidden: int = 350
     classes: int = 10
     t_end: float = 40.0  # ms

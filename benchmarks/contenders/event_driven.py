@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from eventprop import LIF, EventDriven
@@ -11,7 +12,6 @@ from eventprop.losses import MeanVoltage
 from eventprop.networks import fully_connected
 from eventprop.solver import Solver
 from eventprop.spikes import Spikes
-from eventprop.threads import threads_for_kernels
 
 from . import Job
 
@@ -20,20 +20,15 @@ PACKAGES = ("eventprop",)
 
 
 def training_step(job: Job) -> Callable[[int], float]:
-    step = network_step(job, EventDriven(job.t_end))
-
-    def with_all_threads(k: int) -> float:  # as the training loop does
-        with threads_for_kernels():
-            return step(k)
-
-    return with_all_threads
+    return network_step(job, EventDriven(job.t_end))
 
 
-def network_step(job: Job, solver: Solver) -> Callable[[int], float]:
-    torch.manual_seed(job.seed)
+def network_step(job: Job, solver: Solver, weights: Sequence[np.ndarray] | None = None) -> Callable[[int], float]:
     loss = MeanVoltage()
     neuron = LIF(job.tau_mem, job.tau_syn, job.v_th)
     network = fully_connected(job.inputs, job.classes, loss, neuron, solver, hidden=[job.hidden])
+    for parameter, weight in zip(network.parameters(), job.weights if weights is None else weights, strict=True):
+        parameter.data.copy_(torch.from_numpy(weight).t())
     optimizer = torch.optim.Adam(network.parameters(), job.lr, fused=True)
     batches = [Spikes.from_times(torch.from_numpy(times)) for times in job.times]
     labels = torch.from_numpy(job.labels)
@@ -45,4 +40,9 @@ def network_step(job: Job, solver: Solver) -> Callable[[int], float]:
         optimizer.step()
         return value.item()
 
+    def hidden_spikes() -> float:
+        with torch.no_grad():
+            return sum(float(network[0](batch).count().sum()) for batch in batches) / labels.numel()
+
+    step.hidden_spikes = hidden_spikes  # type: ignore[attr-defined]
     return step

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from . import Job
-from .weights import initial_weights
 
 NOT_EQUAL = (
     "forward Euler between events; trained bias currents; loss on first spikes, simulated until all outputs fired"
@@ -25,7 +24,7 @@ def training_step(job: Job) -> Callable[[int], float]:
     from eventax.neuron_models import LIF
 
     weights = np.zeros((job.hidden + job.classes + job.inputs, job.hidden + job.classes), np.float32)
-    weights[-job.inputs :, : job.hidden], weights[: job.hidden, job.hidden :] = initial_weights(job)
+    weights[-job.inputs :, : job.hidden], weights[: job.hidden, job.hidden :] = job.weights
     network = FFEvNN(
         layers=[job.hidden, job.classes], in_size=job.inputs, neuron_model=LIF, key=jax.random.PRNGKey(job.seed),
         tmem=job.tau_mem, tsyn=job.tau_syn, thresh=job.v_th, init_weights=jnp.array(weights), init_bias=0.0,

@@ -10,7 +10,6 @@ from torch import nn
 from eventprop import LIF
 
 from . import Job
-from .weights import initial_weights
 
 NOT_EQUAL = "a neuron spikes at most once, after the window too; trained bias spikes at 0 ms; loss on first spikes"
 PACKAGES = ("exact-snn-nn",)
@@ -25,7 +24,7 @@ def training_step(job: Job) -> Callable[[int], float]:
         ExactEventLinear(job.inputs, job.hidden, **constants), ExactEventLinear(job.hidden, job.classes, **constants)
     )
     peak = job.v_th / LIF(job.tau_mem, job.tau_syn, job.v_th).minimum_weight  # its weights are peak potentials
-    for layer, weight in zip(network, initial_weights(job), strict=True):
+    for layer, weight in zip(network, job.weights, strict=True):
         layer.weight.data[:, :-1] = peak * torch.from_numpy(weight).t()
     optimizer = torch.optim.Adam(network.parameters(), job.lr, fused=True)
     batches = [torch.from_numpy(times).t().contiguous() for times in job.times]

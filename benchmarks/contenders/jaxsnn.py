@@ -9,7 +9,6 @@ from itertools import pairwise
 import numpy as np
 
 from . import Job
-from .weights import initial_weights
 
 NOT_EQUAL = (
     "tau_syn 10 ms, as it solves for tau_mem = tau_syn or 2 tau_syn only; loss on first spikes; "
@@ -31,7 +30,7 @@ def training_step(job: Job) -> Callable[[int], float]:
     job = replace(job, tau_syn=job.tau_mem / 2)
     neuron = LIFParameters(tau_mem=job.tau_mem, tau_syn=job.tau_syn, v_th=job.v_th)
     arrivals = int(np.isfinite(job.times).sum(2).max())
-    weights = initial_weights(job)
+    weights = job.weights
     topology = Topology(t_max=job.t_end, backprop_method="eventprop")
     topology.add({
         "input": Source(job.inputs),

@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import Job
-from .weights import initial_weights
 
 NOT_EQUAL = "surrogate gradient; forward Euler, spikes on the grid"
 PACKAGES = ("norse",)
@@ -24,7 +23,7 @@ def training_step(job: Job) -> Callable[[int], float]:
         nn.Linear(job.inputs, job.hidden, bias=False), snn.LIF(neuron, dt=1e-3 * job.dt),
         nn.Linear(job.hidden, job.classes, bias=False), snn.LI(snn.LIParameters(**rates), dt=1e-3 * job.dt),
     )  # fmt: skip
-    for layer, weight in zip((network[0], network[2]), initial_weights(job), strict=True):
+    for layer, weight in zip((network[0], network[2]), job.weights, strict=True):
         layer.weight.data = torch.from_numpy(weight).t().contiguous()
     optimizer = torch.optim.Adam(network.parameters(), job.lr, fused=True)
     batches = [torch.from_numpy(job.raster(k)) for k in range(len(job.labels))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,9 +13,7 @@ from tqdm import tqdm
 
 from ..config import Config
 from ..data import Dataset
-from ..event_driven import EventDriven
 from ..layers import SpikingLinear
-from ..threads import kernel_threads, threads_for_kernels
 from .data import EncodedSplit, ImageSplit, encode, epoch_order, mixed_seed
 from .metrics import HiddenActivity, Score
 from .policies import bump_silent, check_can_bump
@@ -50,9 +47,6 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
     optimizer = config.optimizer.build(network.parameters())
     scheduler = config.optimizer.schedule(optimizer, config.train.epochs)
 
-    threads = kernel_threads()
-    # on a grid, most of the time goes into torch's own matrix products and convolutions
-    divided = threads_for_kernels if isinstance(config.solver, EventDriven) else nullcontext
     begin, seconds, metrics = time.perf_counter(), [], {}
     if (state := directory.resumed) is not None:
         network.load_state_dict(state["model"])
@@ -64,12 +58,10 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
     for epoch in range(len(seconds), config.train.epochs):
         epoch_begin = time.perf_counter()
         metrics = {"epoch": epoch + 1, "learning_rate": scheduler.get_last_lr()[0]}
-        with divided():
-            metrics |= train_epoch(config, network, optimizer, training, epoch)
+        metrics |= train_epoch(config, network, optimizer, training, epoch)
         scheduler.step()
         seconds.append(time.perf_counter() - epoch_begin)
-        with divided():
-            metrics |= evaluate(config, network, test) | {"seconds": seconds[-1]}
+        metrics |= evaluate(config, network, test) | {"seconds": seconds[-1]}
         directory.epoch(metrics)
         directory.checkpoint(
             {"epoch": epoch + 1, "model": network.state_dict(), "optimizer": optimizer.state_dict(),
@@ -98,7 +90,7 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
         "device": config.train.device,
         "dtype": config.train.dtype,
         "mixed_precision": config.train.mixed_precision,
-        "threads": threads,
+        "threads": torch.get_num_threads(),
         "versions": versions(),
     }  # fmt: skip
     directory.summary(summary)

@@ -31,14 +31,14 @@ def adjoint(
     (batch, arrivals), (inputs, width) = time.shape, weight_t.shape
     blocks = -(-width // ADJOINT_BLOCK)
     chunks = max(1, min(batch, ADJOINT_TASKS // max(blocks, 1)))
-    grad_weight = torch.empty((chunks, inputs if need_weight else 0, width), dtype=weight_t.dtype)
-    grad_time = torch.zeros((blocks, batch, arrivals if need_time else 0), dtype=weight_t.dtype)
+    inputs = inputs if need_weight else 0
+    received = arrays(time, index, weight_t, *tape, grad)
+    real = received[2].dtype
+    grad_weight, shares = np.empty((inputs, width), real), np.empty((chunks - 1, inputs, width), real)
+    grad_time = np.zeros((blocks, batch, arrivals if need_time else 0), real)
     with threads():
-        adjoint_batch(
-            *arrays(time, index, weight_t, *tape, grad, grad_weight, grad_time),
-            neuron.tau_mem, neuron.tau_syn, v_reset, t_end,
-        )  # fmt: skip
-    return grad_time.sum(0), grad_weight[0]
+        adjoint_batch(*received, grad_weight, shares, grad_time, neuron.tau_mem, neuron.tau_syn, v_reset, t_end)
+    return torch.from_numpy(grad_time.sum(0)), torch.from_numpy(grad_weight)
 
 
 @jit
@@ -119,13 +119,13 @@ def adjoint_sample(
 
 @jit(parallel=True)
 def adjoint_batch(
-    time, index, weight_t, out_time, out_neuron, out_slope, out_after, grad, grad_weight, grad_time,
+    time, index, weight_t, out_time, out_neuron, out_slope, out_after, grad, grad_weight, shares, grad_time,
     tau_mem, tau_syn, v_th, t_end,
 ):  # fmt: skip
-    """The tasks' shares ``grad_weight`` [chunks of samples, M, N], whose sum replaces the first, and ``grad_time`` [blocks of
-    neurons, B, K]."""
+    """A task is a chunk of samples and a block of neurons. The first chunk writes its share to ``grad_weight`` [M, N], the
+    others to ``shares`` [chunks - 1, M, N]; the shares of the blocks are ``grad_time`` [blocks, B, K]."""
     batch, width = len(time), weight_t.shape[1]
-    chunks, blocks = len(grad_weight), len(grad_time)
+    chunks, blocks = len(shares) + 1, len(grad_time)
     stretch = np.empty((batch, 3, time.shape[1]))
     spike = np.empty((batch, 4, out_time.shape[1]))
     for b in numba.prange(batch):
@@ -133,13 +133,14 @@ def adjoint_batch(
     for task in numba.prange(chunks * blocks):
         chunk, block = task // blocks, task % blocks
         first, stop = block * width // blocks, (block + 1) * width // blocks
-        grad_weight[chunk, :, first:stop] = 0.0
+        share = grad_weight if chunk == 0 else shares[chunk - 1]
+        share[:, first:stop] = 0.0
         for b in range(chunk * batch // chunks, (chunk + 1) * batch // chunks):
             adjoint_sample(
                 time[b], index[b], weight_t, stretch[b], spike[b], out_time[b], out_neuron[b], out_slope[b],
-                out_after[b], grad[b], first, stop, grad_weight[chunk], grad_time[block, b],
+                out_after[b], grad[b], first, stop, share, grad_time[block, b],
                 tau_mem, tau_syn, v_th, t_end,
             )  # fmt: skip
-    for m in numba.prange(grad_weight.shape[1]):
-        for chunk in range(1, chunks):
-            grad_weight[0, m] += grad_weight[chunk, m]
+    for m in numba.prange(len(grad_weight)):
+        for chunk in range(len(shares)):
+            grad_weight[m] += shares[chunk, m]

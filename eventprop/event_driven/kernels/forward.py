@@ -23,9 +23,8 @@ from ...tape import MAX_SPIKES_PER_SAMPLE, Tape, check_finite, check_spike_count
 from .common import add_arrivals, arrivals_before
 
 NEVER = -1.0
-EXACT = (
-    1e-5  # of the shorter time constant: a step on the parabola cubes the error, so after one as small it is rounding
-)
+# Of the shorter time constant: a step on the parabola cubes the error, so after one as small only rounding is left.
+EXACT = 1e-5
 LANES = 8  # neurons that are searched at once
 
 
@@ -33,33 +32,34 @@ def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
     """Emitted spikes of a layer at rest that receives the spikes ``time``, ``index`` [B, K] through ``weight_t`` [M, N]."""
     arrivals, constants = arrays(time, index, weight_t), (neuron.tau_mem, neuron.tau_syn, neuron.v_th, t_end)
     return recorded(
-        lambda *out: simulate_batch(*arrivals, *out, *constants), len(time), weight_t.shape[1], weight_t.dtype
+        lambda *out: simulate_batch(*arrivals, *out, *constants), len(time), weight_t.shape[1], arrivals[-1].dtype
     )
 
 
-def recorded(simulate: Callable[..., np.ndarray], batch: int, neurons: int, dtype: torch.dtype) -> Tape:
+def recorded(simulate: Callable[..., np.ndarray], batch: int, neurons: int, dtype: np.dtype) -> Tape:
     """Run ``simulate`` with buffers for the columns of a tape, with larger ones if the spikes do not fit, and pack them.
 
     ``simulate`` returns how many spikes each sample has, or -1 where a potential is not finite.
     """
     capacity = 4 * neurons + 64
-    while True:
-        out_time = torch.empty((batch, capacity), dtype=dtype)
-        out_neuron = torch.empty((batch, capacity), dtype=torch.int64)
-        out_slope, out_after = torch.empty_like(out_time), torch.empty_like(out_neuron)
-        buffers = arrays(out_time, out_neuron, out_slope, out_after)
-        with threads():
-            counts = simulate(*buffers)
-        largest = int(counts.max(initial=0))
-        check_finite(counts.min(initial=0) >= 0)
-        check_spike_count(largest)
-        if largest <= capacity:
-            break
-        capacity = largest
-    tape = Tape(*(torch.empty((batch, largest), dtype=t.dtype) for t in (out_time, out_neuron, out_slope, out_after)))
     with threads():
-        pack(counts, *buffers, *arrays(*tape))
-    return tape
+        while True:
+            columns = _columns(batch, capacity, dtype)
+            counts = simulate(*columns)
+            largest = int(counts.max(initial=0))
+            check_finite(counts.min(initial=0) >= 0)
+            check_spike_count(largest)
+            if largest <= capacity:
+                break
+            capacity = largest
+        packed = _columns(batch, largest, dtype)
+        pack(counts, *columns, *packed)
+    return Tape(*map(torch.from_numpy, packed))
+
+
+def _columns(batch: int, spikes: int, dtype: np.dtype) -> list[np.ndarray]:
+    """Uninitialised time, neuron, slope and after of a tape."""
+    return [np.empty((batch, spikes), kind) for kind in (dtype, np.int64, dtype, np.int64)]
 
 
 @inlined
@@ -133,18 +133,20 @@ def next_crossing(v, i, v_end, i_end, horizon, tau_mem, tau_syn, v_th):
 
 @jit
 def sort_by_time(time, neuron, slopes):
-    """Sort the spikes of one interval in place; they come by neuron."""
-    if len(time) <= 32:
-        for end in range(1, len(time)):
+    """Sort the spikes of one interval in place by time, those of equal times by neuron (Shell sort: few as they mostly are,
+    it is an insertion sort)."""
+    gap = 1
+    while gap < len(time) // 3:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for end in range(gap, len(time)):
             t, n, d = time[end], neuron[end], slopes[end]
             k = end
-            while k > 0 and time[k - 1] > t:
-                time[k], neuron[k], slopes[k] = time[k - 1], neuron[k - 1], slopes[k - 1]
-                k -= 1
+            while k >= gap and (time[k - gap] > t or (time[k - gap] == t and neuron[k - gap] > n)):
+                time[k], neuron[k], slopes[k] = time[k - gap], neuron[k - gap], slopes[k - gap]
+                k -= gap
             time[k], neuron[k], slopes[k] = t, n, d
-    else:
-        order = np.argsort(time, kind="mergesort")
-        time[:], neuron[:], slopes[:] = time[order], neuron[order], slopes[order]
+        gap //= 3
 
 
 @jit

@@ -173,6 +173,14 @@ class Spikes:
         slope = None if self.slope is None else self.slope[rows]
         return self._like(self.time[rows], self.index[rows], slope)._trimmed()
 
+    def reordered(self, time: Tensor, index: Tensor, slope: Tensor | None = None) -> Self:
+        """Spikes of the same neurons at other times ([B, K], in any order, +inf for padding) or of other index (-1 where
+        time is +inf); of the same slope, unless there is another one. Sorts the rows and trims the padding."""
+        time, order = time.sort(dim=1, stable=True)
+        slope = self.slope if slope is None else slope
+        slope = None if slope is None else slope.gather(1, order)
+        return self._like(time, index.gather(1, order), slope)._trimmed()
+
     def to(self, *args, **kwargs) -> Self:
         """Move to a device or convert the times to a dtype, as ``Tensor.to``."""
         time = self.time.to(*args, **kwargs)

@@ -1,0 +1,133 @@
+"""Dropout and augmentation of spike trains: modules that change them during training, and let them through otherwise.
+
+They draw from torch's global generator, as ``torch.nn.Dropout`` does. Gradients reach the times of the spikes that stay.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from .checks import positive, whole
+from .spikes import Spikes
+from .time_stepped import GridSpikes
+
+
+class _Augmentation(nn.Module):
+    def forward(self, spikes: Spikes) -> Spikes:
+        return self.changed(spikes) if self.training else spikes
+
+    def changed(self, spikes: Spikes) -> Spikes:
+        raise NotImplementedError
+
+
+class SpikeDropout(_Augmentation):
+    """Drop each spike with probability ``p``.
+
+    A spike has no height that could make up for those that are missing, so after training the next layer receives
+    1/(1 - p) times as many.
+
+    Args:
+        p: in [0, 1).
+
+    >>> layer = SpikeDropout(0.5).eval()
+    >>> layer(Spikes.from_times(torch.tensor([[1.0, 2.0]]))).count()
+    tensor([[1, 1]])
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"p must lie in [0, 1), got {p}")
+        self.p = p
+
+    def changed(self, spikes: Spikes) -> Spikes:
+        dropped = torch.rand(spikes.time.shape, device=spikes.device) < self.p
+        return spikes.reordered(spikes.time.masked_fill(dropped, math.inf), spikes.index.masked_fill(dropped, -1))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class SpikeTimeJitter(_Augmentation):
+    """Move each spike by a time drawn from a normal distribution; on a grid, spikes stay within its window.
+
+    Args:
+        std: standard deviation in ms, > 0.
+    """
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        self.std = positive("std", std)
+
+    def changed(self, spikes: Spikes) -> Spikes:
+        time = spikes.time + self.std * torch.randn_like(spikes.time)
+        if isinstance(spikes, GridSpikes):
+            time = time.clamp(0.0, spikes.t_end)
+        return spikes.reordered(time.masked_fill(spikes.index < 0, math.inf), spikes.index)
+
+    def extra_repr(self) -> str:
+        return f"std={self.std}"
+
+
+class ShiftImage(_Augmentation):
+    """Shift the image that each sample shows by up to ``pixels`` in either direction; what leaves the frame is lost.
+
+    Args:
+        height, width: of the image; neurons are numbered along its rows, and channel after channel if there are several.
+        pixels: the largest shift, a whole number >= 1.
+    """
+
+    def __init__(self, height: int, width: int, pixels: int = 1) -> None:
+        super().__init__()
+        self.height, self.width = whole("height", height, minimum=1), whole("width", width, minimum=1)
+        self.pixels = whole("pixels", pixels, minimum=1)
+
+    def changed(self, spikes: Spikes) -> Spikes:
+        size = self.height * self.width
+        if spikes.num_neurons % size:
+            raise ValueError(
+                f"spikes must come from whole images of {self.height} x {self.width} neurons, got {spikes.num_neurons} neurons"
+            )
+        shape, device = (spikes.batch_size, 1), spikes.device
+        down, right = (torch.randint(-self.pixels, self.pixels + 1, shape, device=device) for _ in range(2))
+        index = spikes.index.long()
+        y, x = index % size // self.width + down, index % self.width + right
+        inside = (y >= 0) & (y < self.height) & (x >= 0) & (x < self.width) & (index >= 0)
+        index = (index // size * size + y * self.width + x).masked_fill(~inside, -1)
+        return spikes.reordered(spikes.time.masked_fill(~inside, math.inf), index.to(spikes.index.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.height}, {self.width}, pixels={self.pixels}"
+
+
+class BackgroundSpikes(_Augmentation):
+    """Add spikes at random times in [0, ``t_end``] to all neurons: independent Poisson processes.
+
+    Args:
+        rate: of each neuron, in spikes per ms, > 0.
+        t_end: in ms, > 0.
+    """
+
+    def __init__(self, rate: float, t_end: float) -> None:
+        super().__init__()
+        self.rate, self.t_end = positive("rate", rate), positive("t_end", t_end)
+
+    def changed(self, spikes: Spikes) -> Spikes:
+        rows, device = spikes.batch_size, spikes.device
+        counts = torch.poisson(torch.full((rows, 1), self.rate * self.t_end * spikes.num_neurons, device=device))
+        shape = (rows, int(counts.max()) if rows else 0)
+        missing = torch.arange(shape[1], device=device) >= counts
+        time = self.t_end * torch.rand(shape, dtype=spikes.dtype, device=device)
+        index = torch.randint(max(spikes.num_neurons, 1), shape, dtype=spikes.index.dtype, device=device)
+        slope = None if spikes.slope is None else torch.cat([spikes.slope, torch.full_like(time, math.inf)], 1)
+        return spikes.reordered(
+            torch.cat([spikes.time, time.masked_fill(missing, math.inf)], 1),
+            torch.cat([spikes.index, index.masked_fill(missing, -1)], 1),
+            slope,
+        )
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}, t_end={self.t_end}"

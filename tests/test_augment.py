@@ -1,0 +1,115 @@
+"""Dropout and augmentation of spike trains."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+from conftest import random_network, random_spikes
+
+from eventprop import LIF, EventDriven, GridSpikes, Spikes, check_gradients, latency_encode
+from eventprop.augment import BackgroundSpikes, ShiftImage, SpikeDropout, SpikeTimeJitter
+
+MODULES = [SpikeDropout(0.3), SpikeTimeJitter(2.0), ShiftImage(4, 4, 2), BackgroundSpikes(0.01, 40.0)]
+
+
+def spikes() -> Spikes:
+    torch.manual_seed(0)
+    return random_spikes(64, 16)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=repr)
+def test_rows_stay_well_formed_and_only_training_changes_them(module):
+    before = spikes()
+    after = module.train()(before)
+    Spikes(after.time, after.index, after.num_neurons, after.slope)  # checks order, padding and range
+    assert not torch.equal(after.count(), before.count()) or not torch.equal(after.to_times(), before.to_times())
+    assert module.eval()(before) is before
+
+
+@pytest.mark.parametrize("module", MODULES, ids=repr)
+def test_nothing_happens_to_nothing(module):
+    for rows in (0, 3):
+        empty = Spikes(torch.zeros(rows, 0), torch.zeros(rows, 0, dtype=torch.long), 16)
+        assert module.train()(empty).batch_size == rows
+
+
+@pytest.mark.parametrize("module", MODULES, ids=repr)
+def test_gradients_reach_the_times_of_the_spikes_that_stay(module):
+    torch.manual_seed(0)
+    before = random_spikes(3, 16)
+    time = before.time.clone().requires_grad_(True)
+    layer = random_network([16, 5], LIF(), EventDriven(40.0))
+
+    def loss(time):
+        torch.manual_seed(1)
+        output = layer(module.train()(Spikes._trusted(time, before.index, 16)))
+        return output.time[output.index >= 0].square().sum()
+
+    report = check_gradients(loss, [time])
+    assert report.relative_error <= 1e-7, report  # promise P3
+
+
+def test_dropout_drops_the_share_it_is_asked_to():
+    torch.manual_seed(0)
+    before = Spikes(torch.arange(2000.0).expand(50, -1), torch.zeros(50, 2000, dtype=torch.long), 1)
+    kept = SpikeDropout(0.3).train()(before).count().sum().item() / 100_000
+    assert abs(kept - 0.7) < 5 * math.sqrt(0.3 * 0.7 / 100_000)  # five standard deviations
+
+
+def test_jitter_has_the_spread_it_is_asked_for_and_keeps_a_grid():
+    torch.manual_seed(0)
+    before = Spikes(torch.full((1000, 1), 100.0), torch.zeros(1000, 1, dtype=torch.long), 1)
+    moved = SpikeTimeJitter(3.0).train()(before).time
+    assert abs(moved.std().item() - 3.0) < 5 * 3.0 / math.sqrt(2000)  # five standard errors of a standard deviation
+    grid = GridSpikes.from_spikes(before, dt=1.0, t_end=101.0)
+    moved = SpikeTimeJitter(3.0).train()(grid)
+    assert isinstance(moved, GridSpikes)
+    assert moved.time.max() == 101.0
+
+
+def test_shift_moves_images_and_loses_what_leaves_the_frame():
+    image = torch.zeros(1, 5, 6)
+    image[0, 0, 2], image[0, 3, 5] = 1.0, 0.5
+    module, seen = ShiftImage(5, 6, 1).train(), set()
+    torch.manual_seed(0)
+    for _ in range(200):
+        times = module(latency_encode(image)).to_times(1)[0, :, 0].reshape(5, 6)
+        where = {(int(y), int(x), float(times[y, x])) for y, x in torch.isfinite(times).nonzero()}
+        seen.add(frozenset(where))
+    bright, half = (float(latency_encode(image).time[0, k]) for k in range(2))
+    expected = set()
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            spots = {(down, 2 + right, bright), (3 + down, 5 + right, half)}
+            expected.add(frozenset((y, x, t) for y, x, t in spots if 0 <= y < 5 and 0 <= x < 6))
+    assert seen == expected
+
+
+def test_background_comes_at_the_rate_it_is_asked_for():
+    torch.manual_seed(0)
+    silent = Spikes(torch.zeros(500, 0), torch.zeros(500, 0, dtype=torch.long), 20)
+    after = BackgroundSpikes(0.01, 50.0).train()(silent)
+    count = after.count().sum().item()
+    assert abs(count - 5000) < 5 * math.sqrt(5000)  # Poisson, five standard deviations
+    assert after.time[after.index >= 0].max() <= 50.0
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SpikeDropout(1.0), "p must lie in [0, 1), got 1.0"),
+        (lambda: SpikeTimeJitter(-1.0), "std must be positive and finite, got -1.0"),
+        (lambda: ShiftImage(28, 28, 0), "pixels must be >= 1, got 0"),
+        (lambda: BackgroundSpikes(0.0, 1.0), "rate must be positive and finite, got 0.0"),
+        (
+            lambda: ShiftImage(3, 3).train()(spikes()),
+            "spikes must come from whole images of 3 x 3 neurons, got 16 neurons",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(build, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build()

@@ -3,7 +3,8 @@
 from .encoders import binary_latency_encode, latency_encode
 from .event_driven import EventDriven
 from .gradcheck import GradientReport, check_gradients
-from .layers import LeakyReadout, SpikingLayer, SpikingLinear
+from .layers import LeakyReadout, SpikingLayer, SpikingLinear, SpikingRecurrent
+from .learnable import LearnableLIF
 from .losses import first_spike_cross_entropy
 from .neuron import LIF
 from .spikes import Spikes
@@ -15,9 +16,11 @@ __all__ = [
     "GradientReport",
     "GridSpikes",
     "LeakyReadout",
+    "LearnableLIF",
     "Spikes",
     "SpikingLayer",
     "SpikingLinear",
+    "SpikingRecurrent",
     "TimeStepped",
     "binary_latency_encode",
     "check_gradients",

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .checks import choice, whole
+from .event_driven import EventDriven
+from .learnable import LearnableLIF
 from .neuron import LIF
 from .solver import READOUTS, Solver
 from .spikes import FLOATS, Spikes
@@ -19,7 +21,9 @@ class SpikingModule(nn.Module):
 
 
 class _Synapses(nn.Module):
-    """A fully connected layer of synapses onto neurons of one kind."""
+    """A fully connected layer of synapses onto neurons."""
+
+    neurons: tuple[type, ...] = (LIF,)
 
     def __init__(
         self,
@@ -27,7 +31,7 @@ class _Synapses(nn.Module):
         out_features: int,
         *,
         solver: Solver,
-        neuron: LIF | None = None,
+        neuron: LIF | LearnableLIF | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -36,8 +40,11 @@ class _Synapses(nn.Module):
         self.out_features = whole("out_features", out_features, minimum=1)
         self.neuron = LIF() if neuron is None else neuron
         self.solver = solver
-        if not isinstance(self.neuron, LIF):
-            raise TypeError(f"neuron must be an eventprop.LIF, got {type(neuron).__name__}")
+        if not isinstance(self.neuron, self.neurons):
+            allowed = " or ".join(kind.__name__ for kind in self.neurons)
+            raise TypeError(f"neuron of a {type(self).__name__} must be {allowed}, got {type(neuron).__name__}")
+        if isinstance(self.neuron, LearnableLIF) and self.neuron.num_neurons != out_features:
+            raise ValueError(f"neuron must have num_neurons={out_features}, as many as the layer, got {self.neuron}")
         if not isinstance(solver, Solver):
             raise TypeError(f"solver must be an EventDriven or a TimeStepped, got {type(solver).__name__}")
         if dtype is not None and dtype not in FLOATS:
@@ -67,7 +74,7 @@ class SpikingLinear(_Synapses, SpikingModule):
     Args:
         in_features: number of input neurons M.
         out_features: number of neurons N.
-        neuron: their parameters, ``LIF()`` by default.
+        neuron: their parameters, ``LIF()`` by default; or, with ``EventDriven``, a ``LearnableLIF``.
         solver: how to compute their spikes and gradients, e.g. ``EventDriven(t_end=40.0)``.
         device, dtype: of the weight; float32 or float64.
 
@@ -82,8 +89,48 @@ class SpikingLinear(_Synapses, SpikingModule):
     tensor([[1]])
     """
 
+    neurons = (LIF, LearnableLIF)
+
     def forward(self, spikes: Spikes) -> Spikes:
         return self.solver.spikes(spikes, self.weight, self.neuron)
+
+
+class SpikingRecurrent(SpikingLinear):
+    """A ``SpikingLinear`` whose neurons also receive each other's spikes, and their own, after a delay.
+
+    Args:
+        in_features, out_features, neuron, device, dtype: as for ``SpikingLinear``.
+        solver: an ``EventDriven``.
+        delay: from a spike to its arrival within the layer in ms, >= 0.
+        recurrent_std: standard deviation of the initial recurrent weights, in units of ``minimum_weight`` / sqrt(N); their
+            mean is 0.
+
+    Attributes:
+        weight: [N, M] Parameter.
+        recurrent_weight: [N, N] Parameter; its row is the receiving neuron.
+
+    >>> from eventprop import EventDriven
+    >>> layer = SpikingRecurrent(2, 3, solver=EventDriven(t_end=40.0), delay=1.0)
+    >>> layer(Spikes.from_times(torch.tensor([[1.0, 2.0]]))).num_neurons
+    3
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, delay: float = 1.0, recurrent_std: float = 0.5, **synapses
+    ) -> None:
+        if not 0 <= delay < math.inf:
+            raise ValueError(f"delay must be >= 0 and finite, got {delay}")
+        super().__init__(in_features, out_features, **synapses)
+        if not isinstance(self.solver, EventDriven):
+            raise TypeError(f"solver of a SpikingRecurrent must be EventDriven(...), got {type(self.solver).__name__}")
+        self.delay = float(delay)
+        self.recurrent_weight = nn.Parameter(self.weight.new_empty(out_features, out_features).t())
+        std = recurrent_std * self.neuron.minimum_weight / math.sqrt(out_features)
+        nn.init.normal_(self.recurrent_weight, 0.0, std)
+
+    def forward(self, spikes: Spikes) -> Spikes:
+        assert isinstance(self.solver, EventDriven)
+        return self.solver.recurrent_spikes(spikes, self.weight, self.neuron, self.recurrent_weight, self.delay)
 
 
 class SpikingLayer(SpikingModule):
@@ -194,6 +241,7 @@ class LeakyReadout(_Synapses):
         self.reduce = reduce
 
     def forward(self, spikes: Spikes) -> Tensor:
+        assert isinstance(self.neuron, LIF)
         return self.solver.readout(spikes, self.weight, self.neuron, self.reduce)
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import choice, positive
+from .learnable import LearnableLIF
 from .neuron import LIF
 from .spikes import Spikes
 
@@ -40,7 +41,7 @@ class Solver(ABC):
         choice("backend", self.backend, BACKENDS)
 
     @abstractmethod
-    def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF) -> Spikes:
+    def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> Spikes:
         """The spikes that a layer with ``weight`` [N, M] emits; differentiable in the arrival times and the weight."""
 
     @abstractmethod

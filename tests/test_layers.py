@@ -89,7 +89,7 @@ def test_half_precision_under_autocast_is_not_used():
 def test_bad_arguments_are_named():
     with pytest.raises(TypeError, match="solver must be an EventDriven or a TimeStepped, got float"):
         SpikingLinear(3, 2, solver=40.0)
-    with pytest.raises(TypeError, match="neuron must be an eventprop.LIF, got dict"):
+    with pytest.raises(TypeError, match="neuron of a SpikingLinear must be LIF or LearnableLIF, got dict"):
         SpikingLinear(3, 2, solver=SOLVER, neuron={})
     with pytest.raises(ValueError, match="in_features must be >= 1, got 0"):
         SpikingLinear(0, 2, solver=SOLVER)

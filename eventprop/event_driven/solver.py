@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..checks import choice
+from ..learnable import LearnableLIF
 from ..neuron import LIF
 from ..observe import observe
 from ..solver import READOUTS, Solver, check_weight
@@ -38,9 +39,34 @@ class EventDriven(Solver):
     min_slope: float = 1e-3
     backend: str = "auto"
 
-    def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF) -> Spikes:
+    def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> Spikes:
+        if isinstance(neuron, LearnableLIF):
+            return self.recurrent_spikes(arrivals, weight, neuron, weight.new_zeros(weight.shape[0], 0))
         check_weight(arrivals, weight)
         tape = Tape(*_SpikeTimes.apply(arrivals.time, arrivals.index.long(), weight, neuron, self))
+        observe(tape.neuron, tape.after)
+        return Spikes._trusted(tape.time, tape.neuron, weight.shape[0], tape.slope)
+
+    def recurrent_spikes(
+        self,
+        arrivals: Spikes,
+        weight: Tensor,
+        neuron: LIF | LearnableLIF,
+        recurrent_weight: Tensor,
+        delay: float = 0.0,
+    ) -> Spikes:
+        """The spikes of a layer that also receives its own, ``delay`` ms later, through ``recurrent_weight`` [N, N], or [N, 0]
+        for none; differentiable in the arrival times, the weights and the parameters of the neurons."""
+        check_weight(arrivals, weight)
+        if not self.uses_numba(weight.device):
+            raise ValueError(
+                f"LearnableLIF and SpikingRecurrent need CPU tensors and backend 'auto' or 'numba', got {weight.device} and "
+                f"{self.backend!r}; SpikingLinear with LIF runs everywhere"
+            )
+        if isinstance(neuron, LIF):
+            neuron = LearnableLIF(weight.shape[0], neuron, learn=(), dtype=weight.dtype)
+        time, index = arrivals.time, arrivals.index.long()
+        tape = Tape(*_RecurrentSpikeTimes.apply(time, index, weight, recurrent_weight, neuron.table(), delay, self))
         observe(tape.neuron, tape.after)
         return Spikes._trusted(tape.time, tape.neuron, weight.shape[0], tape.slope)
 
@@ -99,6 +125,44 @@ class _SpikeTimes(torch.autograd.Function):
             *ctx.needs_input_grad[0:3:2],
         )  # fmt: skip
         return _where_needed(ctx, grad_time, grad_weight_t)
+
+
+class _RecurrentSpikeTimes(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        time: Tensor,
+        index: Tensor,
+        weight: Tensor,
+        recurrent: Tensor,
+        neurons: Tensor,
+        delay: float,
+        solver: EventDriven,
+    ) -> tuple[Tensor, ...]:
+        from .kernels import general  # imported here: numba is slow to import
+
+        return general.forward(time, index, weight.t(), recurrent.t(), delay, neurons, solver.t_end)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        *tensors, ctx.delay, ctx.solver = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 7
+        from .kernels import general
+
+        time, index, weight, recurrent, neurons, *columns = ctx.saved_tensors
+        tape = Tape(*columns)
+        tape = tape._replace(slope=ctx.solver.effective_slope(tape.slope))
+        by_time, by_weight, by_recurrent, by_neurons = general.adjoint(
+            time, index, weight.t(), recurrent.t(), ctx.delay, neurons, tape, grad, ctx.solver.t_end
+        )
+        return by_time, None, by_weight.t(), by_recurrent.t(), by_neurons, None, None
 
 
 class _MaximumVoltage(torch.autograd.Function):

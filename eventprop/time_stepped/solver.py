@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..checks import choice, positive
 from ..event_driven import EventDriven
+from ..learnable import LearnableLIF
 from ..neuron import LIF, flow
 from ..observe import observe
 from ..solver import READOUTS, Solver, check_arrivals, check_weight
@@ -59,8 +60,10 @@ class TimeStepped(Solver):
         choice("scheme", self.scheme, SCHEMES)
         whole_steps(self.t_end, self.dt)
 
-    def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF) -> GridSpikes:
+    def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> GridSpikes:
         check_weight(arrivals, weight)
+        if not isinstance(neuron, LIF):
+            raise TypeError(f"neuron must be LIF for TimeStepped, got {type(neuron).__name__}; EventDriven solves it")
         return self.spikes_behind(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
 
     def spikes_behind(self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF) -> GridSpikes:

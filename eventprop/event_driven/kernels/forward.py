@@ -107,7 +107,13 @@ def next_crossing(v, i, v_end, i_end, horizon, tau_mem, tau_syn, v_th):
         if i * exp(-high / tau_syn) < v_th:  # V = I at the peak
             return NEVER
 
-    # Follow the local parabola to the threshold, again and again, inside [low, high], where V(low) < v_th <= V(high).
+    return follow_to_threshold(v, i, v_end, horizon, high, tau_mem, tau_syn, v_th)
+
+
+@jit
+def follow_to_threshold(v, i, v_end, horizon, high, tau_mem, tau_syn, v_th):
+    """The dt in [0, high] with V(dt) = v_th, for a V that starts below and is not below at ``high``: on the local parabola,
+    again and again, kept inside [low, high], where V(low) < v_th <= V(high)."""
     low = dt = 0.0
     v_now, i_now = v, i
     for trial in range(100):

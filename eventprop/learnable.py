@@ -1,0 +1,93 @@
+"""Neurons with parameters of their own, learnable if wanted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .checks import choice, whole
+from .neuron import LIF
+
+LEARNABLE = ("tau_mem", "tau_syn", "v_th", "bias")
+
+
+class LearnableLIF(nn.Module):
+    """Leaky integrate-and-fire neurons whose time constants, threshold and bias current can be learned, for ``EventDriven``.
+
+    The gradients are exact. Time constants and threshold stay positive: the parameters are their logarithms.
+
+    Args:
+        num_neurons: N, of the layer that they are for.
+        neuron: time constants and threshold at the begin, ``LIF()`` by default.
+        bias: a constant current b: tau_mem dV/dt = -V + I + b. A layer with one is at V = 0 at time 0.
+        refractory: how long V is held at 0 after a spike, in ms, >= 0.
+        learn: which of "tau_mem", "tau_syn", "v_th", "bias" to learn.
+        shared: learn one number for the layer instead of one for each neuron.
+        device, dtype: of the parameters.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described; the message names it.
+
+    >>> neuron = LearnableLIF(3, learn=["tau_mem"])
+    >>> [name for name, _ in neuron.named_parameters()]
+    ['log_tau_mem']
+    """
+
+    log_tau_mem: Tensor
+    log_tau_syn: Tensor
+    log_v_th: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        num_neurons: int,
+        neuron: LIF | None = None,
+        *,
+        bias: float = 0.0,
+        refractory: float = 0.0,
+        learn: Sequence[str] = ("tau_mem", "tau_syn", "v_th"),
+        shared: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_neurons = whole("num_neurons", num_neurons, minimum=1)
+        self.initial = LIF() if neuron is None else neuron
+        if not isinstance(self.initial, LIF):
+            raise TypeError(f"neuron must be an eventprop.LIF, got {type(neuron).__name__}")
+        if not math.isfinite(bias):
+            raise ValueError(f"bias must be finite, got {bias}")
+        if not 0 <= refractory < math.inf:
+            raise ValueError(f"refractory must be >= 0 and finite, got {refractory}")
+        for name in learn:
+            choice("learn", name, LEARNABLE)
+        self.learn, self.shared, self.refractory = tuple(learn), shared, float(refractory)
+        values = {
+            "log_tau_mem": math.log(self.initial.tau_mem),
+            "log_tau_syn": math.log(self.initial.tau_syn),
+            "log_v_th": math.log(self.initial.v_th),
+            "bias": float(bias),
+        }
+        for name, value in values.items():
+            tensor = torch.full(() if shared else (num_neurons,), value, device=device, dtype=dtype)
+            if name.removeprefix("log_") in learn:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+
+    @property
+    def minimum_weight(self) -> float:
+        """As of ``LIF``, at the begin."""
+        return self.initial.minimum_weight
+
+    def table(self) -> Tensor:
+        """[N, 5] tau_mem, tau_syn, v_th, bias and refractory period of each neuron."""
+        columns = [self.log_tau_mem.exp(), self.log_tau_syn.exp(), self.log_v_th.exp(), self.bias]
+        columns.append(torch.full_like(columns[0], self.refractory))
+        return torch.stack([column.expand(self.num_neurons) for column in columns], dim=1)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_neurons}, {self.initial}, refractory={self.refractory}, learn={self.learn}, shared={self.shared}"

@@ -191,13 +191,19 @@ def test_float32_and_threads():
 
 def test_constant_current_alone_fires_in_a_known_rhythm():
     neuron = LearnableLIF(1, LIF(20.0, 5.0, 1.0), bias=2.0, refractory=1.5, dtype=torch.float64)
-    module = SpikingLinear(1, 1, neuron=neuron, solver=EventDriven(100.0), dtype=torch.float64)
+    module = SpikingLinear(1, 1, neuron=neuron, solver=EventDriven(5000.0), dtype=torch.float64)
     silent = Spikes(torch.zeros(1, 0, dtype=torch.float64), torch.zeros(1, 0, dtype=torch.long), 1)
     time = module(silent).time[0].detach()
     charge = 20.0 * np.log(2.0)  # V = 2 (1 - exp(-t/20)) = 1
-    expected = charge + (charge + 1.5) * torch.arange(7, dtype=torch.float64)
-    expected = expected[expected < 100.0]
+    expected = charge + (charge + 1.5) * torch.arange(1000, dtype=torch.float64)
+    expected = expected[expected < 5000.0]
+    assert len(expected) > 300  # more than the first buffer holds
     torch.testing.assert_close(time, expected, rtol=1e-12, atol=0)  # closed form, rounding
+    with torch.no_grad():
+        neuron.bias.fill_(1e9)
+        neuron.refractory = 0.0
+    with pytest.raises(ValueError, match="more than 1,048,576 spikes"):
+        module(silent)
 
 
 @pytest.mark.parametrize("tau_syn", [5.0, 9.0, 9.999, 10.0, 10.0 + 1e-9, 10.01, 30.0])

@@ -25,7 +25,6 @@ from .forward import NEVER, follow_to_threshold, recorded, sort_by_time
 # columns of the parameters [N, 5] of the neurons
 TAU_MEM, TAU_SYN, V_TH, BIAS, REFRACTORY = range(5)
 
-
 TASKS = 4  # chunks of samples in the backward pass; fixed, so that sums do not depend on the number of threads
 
 
@@ -111,7 +110,7 @@ def simulate(
     time, index, weight_t, recurrent_t, delay, neurons, out_time, out_neuron, out_slope, out_after, t_end
 ):  # fmt: skip
     """One sample, as ``forward.simulate``; a layer without ``recurrent_t`` [N, N] has an empty one, [0, N]. If the spikes do
-    not fit, it stops there: those that are missing would have acted on the others."""
+    not fit, it returns how much room to try next: those that are missing would have acted on the others."""
     real, capacity, width, recurrent = out_time.dtype.type, len(out_time), len(neurons), len(recurrent_t) > 0
     v, i, release, first = np.zeros(width), np.zeros(width), np.full(width, -np.inf), np.empty(width)
     time = time[: arrivals_before(time, t_end)]
@@ -130,7 +129,9 @@ def simulate(
             at = now
             while first[n] <= until:
                 if spikes == capacity:
-                    return 2 * capacity
+                    return (
+                        min(2 * capacity, MAX_SPIKES_PER_SAMPLE) if capacity < MAX_SPIKES_PER_SAMPLE else capacity + 1
+                    )
                 # V and I just before the spike; V then becomes 0, eq. (3)
                 i[n] *= exp(-(first[n] - at) / neurons[n, TAU_SYN])
                 v[n], at = 0.0, first[n]
@@ -139,8 +140,6 @@ def simulate(
                 # a crossing whose slope is lost to rounding still has a finite gradient
                 out_slope[spikes] = max(rise, 1e-16 * neurons[n, V_TH] / neurons[n, TAU_MEM])
                 spikes += 1
-                if spikes > MAX_SPIKES_PER_SAMPLE:
-                    return spikes
                 release[n] = at + neurons[n, REFRACTORY]
                 first[n] = next_spike(v[n], i[n], release[n], at, until, neurons[n])
             v[n], i[n] = flow_until(v[n], i[n], release[n], at, until, neurons[n])

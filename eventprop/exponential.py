@@ -1,7 +1,7 @@
 """exp and expm1 for the kernels, written so that a loop over them becomes vector instructions.
 
 The library's exp is a call per number. Here x = n ln 2 + r with |r| <= ln(2)/2, so that exp(x) = 2^n (1 + expm1(r)); the
-Taylor series of expm1(r) to degree 13 leaves out less than 1e-17 of it.
+Taylor series of expm1(r) to degree 13 leaves out less than 2e-17 of it.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def arrivals() -> Spikes:
 
 
 def test_a_training_step_costs_less_than_the_bare_products_of_a_dense_simulation():
-    """Seen: 0.1 to 0.3. At 1, events would save nothing. The fastest of several turns: other processes only add time."""
+    """Seen: 0.15 to 0.21. At 1, events would save nothing. The fastest of several turns: other processes only add time."""
     torch.manual_seed(0)
     spikes, target = arrivals(), torch.randint(CLASSES, (BATCH,))
     network = fully_connected(INPUTS, CLASSES, MeanVoltage(), LIF(), EventDriven(40.0), hidden=[HIDDEN])

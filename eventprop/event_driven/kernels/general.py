@@ -132,7 +132,7 @@ def simulate(
                     return (
                         min(2 * capacity, MAX_SPIKES_PER_SAMPLE) if capacity < MAX_SPIKES_PER_SAMPLE else capacity + 1
                     )
-                # V and I just before the spike; V then becomes 0, eq. (3)
+                # I at the spike, and V just after it, eq. (3)
                 i[n] *= exp(-(first[n] - at) / neurons[n, TAU_SYN])
                 v[n], at = 0.0, first[n]
                 rise = slope(i[n], neurons[n, V_TH] - neurons[n, BIAS], neurons[n, TAU_MEM])

@@ -39,7 +39,7 @@ TURN, COLD, FIRST = 10, 2, 2  # steps
 
 
 def make_job(batches: int) -> Job:
-    """The first ``batches`` of a random order, and weights trained on all of them for an epoch."""
+    """The first ``batches`` of a random order, and weights trained on the whole set for two epochs."""
     import torch
 
     from eventprop import LIF, EventDriven, latency_encode
@@ -48,10 +48,10 @@ def make_job(batches: int) -> Job:
     from eventprop.networks import fully_connected
 
     train = load_mnist(root=os.environ.get("EVENTPROP_DATA", "data")).train
-    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))
-    labels, spikes = train.labels[order], latency_encode(train.images).select(order)
-    rows = slice(batches * BATCH)
-    times = spikes.select(torch.arange(batches * BATCH)).to_times(1)[..., 0]
+    labels, spikes = train.labels, latency_encode(train.images)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(labels), generator=generator)[: batches * BATCH]
+    times = spikes.select(rows).to_times(1)[..., 0]
     job = Job(times.unflatten(0, (batches, BATCH)).numpy(), labels[rows].unflatten(0, (batches, BATCH)).numpy(), ())
 
     torch.manual_seed(job.seed)
@@ -60,11 +60,12 @@ def make_job(batches: int) -> Job:
         job.inputs, job.classes, loss, neuron, EventDriven(job.t_end), hidden=[job.hidden],
         weight_mean=[0.0, 0.0], weight_std=[0.3, 1.5],  # as in conf/experiment/mnist_gray.yaml
     )  # fmt: skip
-    optimizer = torch.optim.Adam(network.parameters(), job.lr, fused=True)
-    for chosen in torch.arange(len(labels)).split(BATCH):
-        optimizer.zero_grad()
-        loss(network(spikes.select(chosen)), labels[chosen]).backward()
-        optimizer.step()
+    optimizer = torch.optim.Adam(network.parameters(), 5e-3, fused=True)
+    for _ in range(2):
+        for chosen in torch.randperm(len(labels), generator=generator).split(BATCH):
+            optimizer.zero_grad()
+            loss(network(spikes.select(chosen)), labels[chosen]).backward()
+            optimizer.step()
     return replace(job, weights=tuple(weight.detach().t().numpy() for weight in network.parameters()))
 
 

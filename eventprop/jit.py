@@ -108,9 +108,18 @@ def arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [t.detach().contiguous().numpy() for t in tensors]
 
 
+@functools.cache
+def _start_threads() -> None:
+    """Numba starts its threads when it is first asked about them. Where they are torch's, that sets torch's number too."""
+    wanted = torch.get_num_threads()
+    numba.get_num_threads()
+    torch.set_num_threads(wanted)
+
+
 @contextmanager
 def threads() -> Iterator[None]:
     """Run numba with as many threads as torch, and give the caller's number back."""
+    _start_threads()
     saved, wanted = numba.get_num_threads(), min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)
     if saved == wanted:
         yield

@@ -70,9 +70,10 @@ class Spikes:
             raise ValueError("times must be finite, or +inf where a neuron is silent; got NaN or -inf")
         num_neurons = times.shape[1]
         time, order = times.flatten(1).sort(dim=1, stable=True)
+        columns = int(torch.isfinite(time.amin(0)).sum()) if time.numel() else 0
+        time, order = time[:, :columns], order[:, :columns]
         index = order // times.shape[2] if times.dim() == 3 else order
-        index = index.masked_fill(torch.isinf(time), -1)
-        return cls._trusted(time, index, num_neurons)._trimmed()
+        return cls._trusted(time, index.masked_fill(torch.isinf(time), -1), num_neurons)
 
     @classmethod
     def from_raster(cls, raster: Tensor, dt: float) -> Spikes:
@@ -197,7 +198,7 @@ class Spikes:
         return self._trusted(time, index, self.num_neurons, slope)
 
     def _trimmed(self) -> Self:
-        columns = int((self.index >= 0).sum(1).max()) if self.index.numel() else 0
+        columns = int((self.index.amax(0) >= 0).sum()) if self.index.numel() else 0
         slope = None if self.slope is None else self.slope[:, :columns]
         return self._like(self.time[:, :columns], self.index[:, :columns], slope)
 

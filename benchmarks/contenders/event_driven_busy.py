@@ -1,24 +1,18 @@
-"""This package, ``EventDriven``, from its own initial weights: more hidden spikes than training leaves."""
+"""This package, ``EventDriven``, with about 350 hidden spikes per image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
+from eventprop import EventDriven
 
-from eventprop import LIF, EventDriven
-from eventprop.losses import MeanVoltage
-from eventprop.networks import fully_connected
+from . import Job, event_driven
 
-from . import Job
-from .event_driven import network_step
-
-NOT_EQUAL = "begins with this package's initial weights, and so with more hidden spikes"
-PACKAGES = ("eventprop",)
+NOT_EQUAL = "weights shifted upwards, for more hidden spikes than training leaves"
+PACKAGES = event_driven.PACKAGES
+SHIFT = 0.055
 
 
 def training_step(job: Job) -> Callable[[int], float]:
-    torch.manual_seed(job.seed)
-    neuron, solver = LIF(job.tau_mem, job.tau_syn, job.v_th), EventDriven(job.t_end)
-    fresh = fully_connected(job.inputs, job.classes, MeanVoltage(), neuron, solver, hidden=[job.hidden])
-    return network_step(job, solver, [weight.detach().t().numpy() for weight in fresh.parameters()])
+    first, second = job.weights
+    return event_driven.network_step(job, EventDriven(job.t_end), [first + SHIFT, second])

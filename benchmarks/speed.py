@@ -3,9 +3,9 @@
     pip install -e ".[peers]" && EVENTPROP_DATA=../shared/data python benchmarks/speed.py
 
 The job is in ``contenders``: 784-350-10 on latency-coded MNIST, batch 64, float32; forward, backward and Adam, data in memory.
-Every contender lives in a process of its own, and they take turns of ten steps, so that a noisy machine is noisy for all.
-What is reported is the median over all steps but the first two of a turn, when caches are cold and threads asleep, and but
-those of a warm-up, times the 937.5 steps of an epoch. Peak memory is what a step adds, at its peak, to what the process
+Every contender lives in a process of its own, and they take turns of a second, so that a noisy machine is noisy for all. What
+is reported is the median over all steps but those of the first fifth of a turn, when caches are cold and threads asleep, and
+but those of a warm-up, times the 937.5 steps of an epoch. Peak memory is what a step adds, at its peak, to what the process
 holds between steps: network, optimizer, data, libraries and compiled code are left out (Linux).
 
 Work and precision: for the solvers of this package at several step lengths, the time per step and how far the gradient of the
@@ -35,7 +35,7 @@ from provenance import machine, peak_memory, provenance
 
 RESULTS = Path(__file__).parent.parent / "results"
 BATCH, EPOCH = 64, 60_000
-TURN, COLD, FIRST = 10, 2, 2  # steps
+TURN, COLD = 1.0, 0.2  # s
 
 
 def make_job(batches: int) -> Job:
@@ -73,22 +73,33 @@ class Contender:
     """A contender in a process of its own."""
 
     def __init__(self, name: str, job: Job) -> None:
-        self.name, self.times = name, []
+        self.name, self.first, self.times = name, [], []
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
+        self._steps = 0
         self._process = context.Process(target=_work, args=(name, job, theirs), daemon=True)
         self._process.start()
         theirs.close()  # so that the end of the process ends the waiting for it
         self.skipped: str | None = self._pipe.recv()
 
-    def turn(self, first: int, steps: int) -> None:
-        for k in range(first, first + steps):
-            self._pipe.send(k)
-            self.times.append(self._pipe.recv())
+    def step(self) -> float:
+        """Seconds of one step, on the next batch."""
+        self._steps += 1
+        self._pipe.send(self._steps)
+        return self._pipe.recv()
 
-    def finish(self) -> dict[str, float]:
-        """End the process; what a row of the table has besides times."""
+    def turn(self) -> list[float]:
+        """Seconds of the steps of one turn, but those at its begin."""
+        times = []
+        while sum(times) < TURN or len(times) < 2:
+            times.append(self.step())
+        cold = max(1, int(np.searchsorted(np.cumsum(times), COLD)))
+        return times[cold:]
+
+    def finish(self, slow: bool) -> dict[str, float]:
+        """End the process; what a row of the table has besides times. Memory of a ``slow`` one is measured once."""
         self._pipe.send(None)
+        self._pipe.send(1 if slow else 3)
         rest = self._pipe.recv()
         self._process.join()
         return rest
@@ -108,7 +119,7 @@ def _work(name: str, job: Job, pipe) -> None:
         begin = time.perf_counter()
         step(k % len(job.labels))
         pipe.send(time.perf_counter() - begin)
-    rest = {"peak_mib": statistics.median(peak_memory(lambda: step(0)) for _ in range(3))}
+    rest = {"peak_mib": statistics.median(peak_memory(lambda: step(0)) for _ in range(pipe.recv()))}
     if hasattr(step, "hidden_spikes"):
         rest["hidden_spikes_per_image"] = step.hidden_spikes()
     pipe.send(rest)
@@ -126,22 +137,22 @@ def compare(names: list[str], job: Job, turns: int, patience: float) -> dict[str
             rows[name] = {"skipped": contender.skipped}
         else:
             contenders.append(contender)
+    for contender in contenders:
+        contender.first = [contender.step(), contender.step()]
+    quick = [contender for contender in contenders if sum(contender.first) < patience]
     for turn in range(turns + 1):
-        for contender in contenders:
-            if turn == 0:
-                contender.turn(0, FIRST)
-            if sum(contender.times[:FIRST]) < patience:
-                contender.turn(turn * TURN, TURN)
+        for contender in quick:
+            times = contender.turn()
+            contender.times += times if turn > 0 else []
     for contender in contenders:
         adapter = importlib.import_module(f"contenders.{contender.name}")
-        warm = contender.times[FIRST + TURN :]
-        times = [t for k, t in enumerate(warm) if k % TURN >= COLD] or contender.times[1:FIRST]
+        times = contender.times or contender.first[1:]
         low, median, high = statistics.quantiles(times) if len(times) > 1 else times * 3
         rows[contender.name] = {
             "seconds_per_epoch": median * EPOCH / BATCH,
             "ms_per_step": [1e3 * x for x in (low, median, high)],
             "steps": len(times),
-            **contender.finish(),
+            **contender.finish(slow=contender not in quick),
             "versions": {package: version(package) for package in adapter.PACKAGES},
             "not_equal": adapter.NOT_EQUAL,
         }

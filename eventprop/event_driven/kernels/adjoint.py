@@ -17,7 +17,9 @@ from ...tape import Tape
 from .common import arrivals_before
 
 ADJOINT_BLOCK = 384  # most neurons per backward task
-ADJOINT_TASKS = 4  # fewest backward tasks; fixed, so that sums do not depend on the number of threads
+# Every chunk of samples but the first has a weight gradient of its own, to be added up: more chunks for more threads, fewer for
+# less memory to walk through. Sums must not depend on the number of threads, so chunks depend on the shapes alone.
+CHUNK, FEWEST_TASKS, MOST_TASKS = 32, 2, 4  # samples; backward tasks
 
 
 def adjoint(
@@ -30,7 +32,8 @@ def adjoint(
     """
     (batch, arrivals), (inputs, width) = time.shape, weight_t.shape
     blocks = -(-width // ADJOINT_BLOCK)
-    chunks = max(1, min(batch, ADJOINT_TASKS // max(blocks, 1)))
+    tasks = min(max(batch // CHUNK, FEWEST_TASKS), MOST_TASKS)
+    chunks = max(1, min(batch, tasks // max(blocks, 1)))
     inputs = inputs if need_weight else 0
     received = arrays(time, index, weight_t, *tape, grad)
     real = received[2].dtype

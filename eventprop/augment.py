@@ -26,8 +26,7 @@ class _Augmentation(nn.Module):
 class SpikeDropout(_Augmentation):
     """Drop each spike with probability ``p``.
 
-    A spike has no height that could make up for those that are missing, so after training the next layer receives
-    1/(1 - p) times as many.
+    Those that stay keep their height, so after training the next layer receives 1/(1 - p) times as much.
 
     Args:
         p: in [0, 1).
@@ -75,32 +74,33 @@ class SpikeTimeJitter(_Augmentation):
 class ShiftImage(_Augmentation):
     """Shift the image that each sample shows by up to ``pixels`` in either direction; what leaves the frame is lost.
 
+    The input has the shape [..., height, width].
+
     Args:
-        height, width: of the image; neurons are numbered along its rows, and channel after channel if there are several.
         pixels: the largest shift, a whole number >= 1.
     """
 
-    def __init__(self, height: int, width: int, pixels: int = 1) -> None:
+    def __init__(self, pixels: int = 1) -> None:
         super().__init__()
-        self.height, self.width = whole("height", height, minimum=1), whole("width", width, minimum=1)
         self.pixels = whole("pixels", pixels, minimum=1)
 
     def changed(self, spikes: Spikes) -> Spikes:
-        size = self.height * self.width
-        if spikes.num_neurons % size:
+        if len(spikes.shape or ()) < 2:
             raise ValueError(
-                f"spikes must come from whole images of {self.height} x {self.width} neurons, got {spikes.num_neurons} neurons"
+                f"the input must have the shape of an image, got {spikes.shape}; use spikes.reshape(height, width)"
             )
+        height, width = spikes._shape[-2:]
+        size = height * width
         shape, device = (spikes.batch_size, 1), spikes.device
         down, right = (torch.randint(-self.pixels, self.pixels + 1, shape, device=device) for _ in range(2))
         index = spikes.index.long()
-        y, x = index % size // self.width + down, index % self.width + right
-        inside = (y >= 0) & (y < self.height) & (x >= 0) & (x < self.width) & (index >= 0)
-        index = (index // size * size + y * self.width + x).masked_fill(~inside, -1)
+        y, x = index % size // width + down, index % width + right
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width) & (index >= 0)
+        index = (index // size * size + y * width + x).masked_fill(~inside, -1)
         return spikes.reordered(spikes.time.masked_fill(~inside, math.inf), index.to(spikes.index.dtype))
 
     def extra_repr(self) -> str:
-        return f"{self.height}, {self.width}, pixels={self.pixels}"
+        return f"pixels={self.pixels}"
 
 
 class BackgroundSpikes(_Augmentation):

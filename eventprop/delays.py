@@ -122,10 +122,10 @@ class DelayedSpikingLinear(SpikingLinear):
         time = spikes.time[:, None, :] + self.delay.flatten()[synapse.masked_fill(silent, 0)].masked_fill(silent, 0.0)
         shape = (rows * neurons, columns)
         time, synapse = time.reshape(shape), synapse.masked_fill(silent, -1).reshape(shape)
-        apart = Spikes._trusted(time, synapse, inputs * neurons).reordered(time, synapse)
+        apart = Spikes._trusted(time, synapse, (inputs * neurons,), None, spikes.height).reordered(time, synapse)
         emitted = self.solver.spikes(apart, self.weight.reshape(1, -1), self.neuron)
         assert emitted.slope is not None
         fired = emitted.index.unflatten(0, (rows, neurons)) >= 0
         neuron = torch.arange(neurons, device=source.device)[:, None].expand_as(fired).masked_fill(~fired, -1)
         time, slope = (x.unflatten(0, (rows, neurons)).flatten(1) for x in (emitted.time, emitted.slope))
-        return Spikes._trusted(time, neuron.flatten(1), neurons, slope).reordered(time, neuron.flatten(1))
+        return Spikes._trusted(time, neuron.flatten(1), (neurons,), slope).reordered(time, neuron.flatten(1))

@@ -17,7 +17,8 @@ def latency_encode(images: Tensor, t_min: float = 0.0, t_max: float = 20.0, thre
     Wunderlich & Pehle (2021) for MNIST.
 
     Args:
-        images: [B, ...] values in [0, 1], or uint8 in 0..255; differentiable where floating. Pixels become neurons.
+        images: [B, ...] values in [0, 1], or uint8 in 0..255; differentiable where floating. Pixels become neurons, of the
+            same shape.
         t_min, t_max: times in ms of the brightest and of the darkest spike, t_min < t_max.
         threshold: pixels up to this value stay silent; in [0, 1).
     """
@@ -25,21 +26,22 @@ def latency_encode(images: Tensor, t_min: float = 0.0, t_max: float = 20.0, thre
     _check_order("t_min", t_min, "t_max", t_max)
     check_threshold(threshold)
     time = t_min + (1.0 - values) * (t_max - t_min)
-    return Spikes.from_times(torch.where(values > threshold, time, math.inf))
+    return Spikes.from_times(torch.where(values > threshold, time, math.inf)).reshape(*images.shape[1:])
 
 
 def binary_latency_encode(images: Tensor, t_on: float = 10.0, t_off: float = 20.0, threshold: float = 0.5) -> Spikes:
     """Binarised latency code: every pixel spikes once, bright ones (> ``threshold``) at ``t_on``, others at ``t_off``.
 
     Args:
-        images: [B, ...] values in [0, 1], or uint8 in 0..255. Pixels become neurons.
+        images: [B, ...] values in [0, 1], or uint8 in 0..255. Pixels become neurons, of the same shape.
         t_on, t_off: times in ms, t_on < t_off.
         threshold: in [0, 1).
     """
     values = unit_values(images)
     _check_order("t_on", t_on, "t_off", t_off)
     check_threshold(threshold)
-    return Spikes.from_times(torch.where(values > threshold, t_on, t_off).to(values.dtype))
+    times = torch.where(values > threshold, t_on, t_off).to(values.dtype)
+    return Spikes.from_times(times).reshape(*images.shape[1:])
 
 
 def unit_values(images: object) -> Tensor:

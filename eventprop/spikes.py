@@ -6,6 +6,7 @@ Shapes: B samples, N neurons, K spikes in the longest row, T bins.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -29,6 +30,8 @@ class Spikes:
         num_neurons: how many neurons there are, silent ones included.
         slope: [B, K] dV/dt at each spike in 1/ms, for spikes that a neuron emitted; None for encoded data. Small slopes
             mark grazing crossings, whose gradient is large (eq. 9 divides by the slope).
+        shape: of the layer or image, e.g. (channels, height, width), whose product is ``num_neurons``; flat if None.
+        height: of every spike; the weights that it meets are multiplied by it.
 
     Raises:
         TypeError, ValueError: if an argument is not as described; the message names it.
@@ -44,15 +47,30 @@ class Spikes:
     index: Tensor
     num_neurons: int
     slope: Tensor | None = None
+    shape: tuple[int, ...] | None = None
+    height: float = 1.0
 
     def __post_init__(self) -> None:
         _check(self.time, self.index, self.num_neurons)
+        positive("height", self.height)
+        if self.shape is None:
+            object.__setattr__(self, "shape", (self.num_neurons,))
+        else:
+            object.__setattr__(self, "shape", _check_shape(self.shape, self.num_neurons))
 
     @classmethod
-    def _trusted(cls, time: Tensor, index: Tensor, num_neurons: int, slope: Tensor | None = None) -> Self:
+    def _trusted(
+        cls,
+        time: Tensor,
+        index: Tensor,
+        shape: tuple[int, ...],
+        slope: Tensor | None = None,
+        height: float = 1.0,
+    ) -> Self:
         """Build without checks, for rows that this package made itself."""
         spikes = object.__new__(cls)
-        for name, value in (("time", time), ("index", index), ("num_neurons", num_neurons), ("slope", slope)):
+        fields = (time, index, math.prod(shape), slope, shape, height)
+        for name, value in zip(("time", "index", "num_neurons", "slope", "shape", "height"), fields, strict=True):
             object.__setattr__(spikes, name, value)
         return spikes
 
@@ -68,12 +86,11 @@ class Spikes:
             raise ValueError(f"times must have shape [B, N] or [B, N, R], got {list(times.shape)}")
         if torch.isnan(times).any() or torch.isneginf(times).any():
             raise ValueError("times must be finite, or +inf where a neuron is silent; got NaN or -inf")
-        num_neurons = times.shape[1]
         time, order = times.flatten(1).sort(dim=1, stable=True)
         columns = int(torch.isfinite(time.amin(0)).sum()) if time.numel() else 0
         time, order = time[:, :columns], order[:, :columns]
         index = order // times.shape[2] if times.dim() == 3 else order
-        return cls._trusted(time, index.masked_fill(torch.isinf(time), -1), num_neurons)
+        return cls._trusted(time, index.masked_fill(torch.isinf(time), -1), (times.shape[1],))
 
     @classmethod
     def from_raster(cls, raster: Tensor, dt: float) -> Spikes:
@@ -95,20 +112,35 @@ class Spikes:
         sample, step, neuron = (x.repeat_interleave(repeats) for x in (sample, step, neuron))
         batch_size, num_neurons = raster.shape[1:]
         time = padded_rows(step.to(dtype) * dt, sample, batch_size, math.inf)
-        return cls._trusted(time, padded_rows(neuron, sample, batch_size, -1), num_neurons)
+        return cls._trusted(time, padded_rows(neuron, sample, batch_size, -1), (num_neurons,))
 
     @classmethod
     def cat(cls, parts: list[Spikes]) -> Spikes:
         """The samples of all ``parts``, which have the same neurons, one after the other."""
         columns = max(part.time.shape[1] for part in parts)
-        if len({part.num_neurons for part in parts}) != 1:
-            raise ValueError(f"parts must have equal num_neurons, got {[part.num_neurons for part in parts]}")
+        kinds = {part._kind() for part in parts}
+        if len(kinds) != 1:
+            raise ValueError(f"parts must be of one shape, height and grid, got {sorted(kinds)}")
 
         def stack(rows: list[Tensor], padding: float) -> Tensor:
             return torch.cat([F.pad(row, (0, columns - row.shape[1]), value=padding) for row in rows])
 
         time = stack([part.time for part in parts], math.inf)
-        return cls._trusted(time, stack([part.index for part in parts], -1), parts[0].num_neurons)
+        return parts[0]._similar(time, stack([part.index for part in parts], -1), None)
+
+    def reshape(self, *shape: int) -> Self:
+        """The same spikes of neurons with another shape, e.g. ``reshape(1, 28, 28)``."""
+        _check_shape(shape, self.num_neurons)
+        return self._like(self.time, self.index, self.slope, shape, self.height)
+
+    def _kind(self) -> tuple:
+        """What spike trains must have in common to be samples of one batch."""
+        return self.shape, self.height
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        assert self.shape is not None  # None stands only for the argument that is left out
+        return self.shape
 
     @property
     def batch_size(self) -> int:
@@ -134,9 +166,12 @@ class Spikes:
 
     def count(self) -> Tensor:
         """[B, N] number of spikes of each neuron, int64."""
-        neuron = self.index.long() % (self.num_neurons + 1)
-        zeros = torch.zeros((self.batch_size, self.num_neurons + 1), dtype=torch.int64, device=self.device)
-        return zeros.scatter_add(1, neuron, torch.ones_like(neuron))[:, :-1]
+        return self.summed(torch.ones_like(self.index, dtype=torch.int64))
+
+    def summed(self, values: Tensor) -> Tensor:
+        """[B, N] sums of ``values`` [B, K], one for each spike, over the spikes of each neuron."""
+        neuron = self.index.long() % (self.num_neurons + 1)  # padding (-1) becomes the extra neuron N
+        return values.new_zeros(self.batch_size, self.num_neurons + 1).scatter_add(1, neuron, values)[:, :-1]
 
     def to_times(self, k: int | None = None) -> Tensor:
         """[B, N, k] the first ``k`` spike times of each neuron in ms, padded with +inf; all of them if ``k`` is None."""
@@ -172,35 +207,52 @@ class Spikes:
     def select(self, rows: Tensor) -> Self:
         """The samples ``rows`` (int64 [b]), without the padding that only other samples need."""
         slope = None if self.slope is None else self.slope[rows]
-        return self._like(self.time[rows], self.index[rows], slope)._trimmed()
+        return self._similar(self.time[rows], self.index[rows], slope)._trimmed()
 
-    def reordered(self, time: Tensor, index: Tensor, slope: Tensor | None = None) -> Self:
-        """Spikes of the same neurons at other times ([B, K], in any order, +inf for padding) or of other index (-1 where
-        time is +inf); of the same slope, unless there is another one. Sorts the rows and trims the padding."""
+    def reordered(
+        self,
+        time: Tensor,
+        index: Tensor,
+        slope: Tensor | None = None,
+        shape: tuple[int, ...] | None = None,
+        height: float = 1.0,
+    ) -> Self:
+        """Spikes at other times ([B, K], in any order, +inf for padding) or of other index (-1 where time is +inf); of the same
+        slope and a layer of the same shape, unless there are others, and ``height`` times as high. Sorts the rows and trims
+        the padding."""
         time, order = time.sort(dim=1, stable=True)
         slope = self.slope if slope is None else slope
         slope = None if slope is None else slope.gather(1, order)
-        return self._like(time, index.gather(1, order), slope)._trimmed()
+        shape = self._shape if shape is None else shape
+        return self._like(time, index.gather(1, order), slope, shape, height * self.height)._trimmed()
 
     def to(self, *args, **kwargs) -> Self:
         """Move to a device or convert the times to a dtype, as ``Tensor.to``."""
         time = self.time.to(*args, **kwargs)
         _check_float("dtype", time)
         slope = None if self.slope is None else self.slope.to(time)
-        return self._like(time, self.index.to(time.device), slope)
+        return self._similar(time, self.index.to(time.device), slope)
+
+    def scaled(self, weight: Tensor) -> Tensor:
+        """What ``weight`` is to spikes of this height."""
+        return weight if self.height == 1.0 else self.height * weight
 
     def detach(self) -> Self:
         """The same spikes, cut from the autograd graph."""
-        return self._like(self.time.detach(), self.index, self.slope)
+        return self._similar(self.time.detach(), self.index, self.slope)
 
-    def _like(self, time: Tensor, index: Tensor, slope: Tensor | None) -> Self:
+    def _similar(self, time: Tensor, index: Tensor, slope: Tensor | None) -> Self:
         """Other spikes of the same neurons."""
-        return self._trusted(time, index, self.num_neurons, slope)
+        return self._like(time, index, slope, self._shape, self.height)
+
+    def _like(self, time: Tensor, index: Tensor, slope: Tensor | None, shape: tuple[int, ...], height: float) -> Self:
+        """Spikes of the same kind."""
+        return self._trusted(time, index, shape, slope, height)
 
     def _trimmed(self) -> Self:
         columns = int((self.index.amax(0) >= 0).sum()) if self.index.numel() else 0
         slope = None if self.slope is None else self.slope[:, :columns]
-        return self._like(self.time[:, :columns], self.index[:, :columns], slope)
+        return self._similar(self.time[:, :columns], self.index[:, :columns], slope)
 
     def __repr__(self) -> str:
         spikes = int((self.index >= 0).sum())
@@ -244,6 +296,13 @@ def padded_rows(values: Tensor, sample: Tensor, batch_size: int, padding: float)
     column = torch.arange(len(sample), device=sample.device) - (counts.cumsum(0) - counts)[sample]
     shape = (batch_size, int(counts.max()) if len(sample) else 0)
     return values.new_full(shape, padding).index_put((sample, column), values)
+
+
+def _check_shape(shape: Sequence[int], num_neurons: int) -> tuple[int, ...]:
+    shape = tuple(whole("shape", size) for size in shape)
+    if math.prod(shape) != num_neurons:
+        raise ValueError(f"shape must have num_neurons={num_neurons} entries in all, got {shape}")
+    return shape
 
 
 def _check_float(name: str, value: object) -> None:

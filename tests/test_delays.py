@@ -73,7 +73,7 @@ def test_gradients_of_synaptic_delays():
     time = spikes.time.clone().requires_grad_(True)
 
     def loss(time, *_):
-        output = module(Spikes._trusted(time, spikes.index, 6))
+        output = module(Spikes._trusted(time, spikes.index, (6,)))
         return output.time[output.index >= 0].square().sum()
 
     report = check_gradients(loss, [time, module.weight, module.raw_delay])

@@ -102,7 +102,7 @@ def test_select_and_cat():
     assert spikes.select(torch.tensor([3, 4])).time.shape == (2, 0)
     joined = Spikes.cat([spikes.select(torch.tensor([3])), spikes.select(torch.tensor([0, 1]))])
     assert torch.equal(joined.to_times(1).squeeze(2), times[[3, 0, 1]])
-    with pytest.raises(ValueError, match="equal num_neurons"):
+    with pytest.raises(ValueError, match="of one shape"):
         Spikes.cat([spikes, Spikes.from_times(torch.rand(1, 3))])
 
 
@@ -167,3 +167,13 @@ def test_bad_times_are_named():
         Spikes.from_times(torch.tensor([[math.nan]]))
     with pytest.raises(ValueError, match="k must be >= 1, got 0"):
         random_spikes(1, 2).to_times(0)
+
+
+def test_shapes_are_checked():
+    spikes = Spikes.from_times(torch.rand(2, 36))
+    assert spikes.reshape(6, 6).shape == (6, 6)
+    assert Spikes(spikes.time, spikes.index, 36, shape=[6, 6]).shape == (6, 6)
+    with pytest.raises(ValueError, match="shape must be >= 0, got -6"):
+        spikes.reshape(-6, -6)
+    with pytest.raises(ValueError, match="parts must be of one shape, height and grid"):
+        Spikes.cat([spikes, spikes.reshape(6, 6)])

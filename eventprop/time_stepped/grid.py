@@ -6,7 +6,6 @@ Shapes: B samples, M or N neurons, K spikes in the longest row, T steps, A of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from types import ModuleType
 from typing import NamedTuple, Self
 
@@ -60,10 +59,9 @@ class GridSpikes(Spikes):
     there is a spike": it is dL/dpsp and dL/dpsc, which the chain rule turns into dL/dt of each spike.
 
     Args:
-        time, index, num_neurons, slope: as for ``Spikes``.
+        time, index, num_neurons, slope, shape, height: as for ``Spikes``.
         dt: length of a step in ms, > 0.
         t_end: end of the window in ms, a whole number of steps; no spike may lie outside [0, t_end].
-        shape: of the layer, e.g. (channels, height, width), whose product is ``num_neurons``; flat if None.
 
     Raises:
         TypeError, ValueError: if an argument is not as described; the message names it.
@@ -75,7 +73,6 @@ class GridSpikes(Spikes):
 
     dt: float = 1.0
     t_end: float = 1.0
-    shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,19 +80,15 @@ class GridSpikes(Spikes):
         positive("t_end", self.t_end)
         whole_steps(self.t_end, self.dt)
         check_window(self, self.t_end)
-        if self.shape is None:
-            object.__setattr__(self, "shape", (self.num_neurons,))
-        elif prod(self.shape) != self.num_neurons:
-            raise ValueError(f"shape must have num_neurons={self.num_neurons} entries in all, got {self.shape}")
 
     @classmethod
-    def from_spikes(cls, spikes: Spikes, dt: float, t_end: float, shape: tuple[int, ...] | None = None) -> GridSpikes:
+    def from_spikes(cls, spikes: Spikes, dt: float, t_end: float) -> GridSpikes:
         """Put spikes on a grid. Their times stay as they are: a spike may lie anywhere in its step."""
-        return cls(spikes.time, spikes.index, spikes.num_neurons, spikes.slope, dt, t_end, shape)
+        return cls(spikes.time, spikes.index, spikes.num_neurons, spikes.slope, spikes.shape, spikes.height, dt, t_end)
 
     def to_spikes(self) -> Spikes:
         """The same spikes without their grid."""
-        return Spikes._trusted(self.time, self.index, self.num_neurons, self.slope)
+        return Spikes._trusted(self.time, self.index, self._shape, self.slope, self.height)
 
     def channels(self, neuron: LIF, scheme: str = "exponential") -> Tensor:
         """[2, T, B, *shape] the effect (psp, psc) on ``neuron`` at the end of each step; differentiable in ``time``."""
@@ -105,27 +98,30 @@ class GridSpikes(Spikes):
         grid = Grid.of(neuron, self.t_end, self.dt, scheme)
         steps, values = effects(self, grid, reference)
         dense = values.new_zeros((2, grid.steps, *values.shape[2:])).index_copy(1, steps, values)
-        return dense.unflatten(3, self.shape)
+        return dense.unflatten(3, self._shape)
 
-    def _like(self, time: Tensor, index: Tensor, slope: Tensor | None) -> Self:
-        return self._on_grid(time, index, self.num_neurons, slope, self.dt, self.t_end, self.shape)
+    def _kind(self) -> tuple:
+        return *super()._kind(), self.dt, self.t_end
+
+    def _like(self, time: Tensor, index: Tensor, slope: Tensor | None, shape: tuple[int, ...], height: float) -> Self:
+        return self._on_grid(time, index, shape, slope, self.dt, self.t_end, height)
 
     @classmethod
     def _on_grid(
-        cls, time: Tensor, index: Tensor, num_neurons: int, slope: Tensor | None, dt: float, t_end: float,
-        shape: tuple[int, ...] | None,
+        cls, time: Tensor, index: Tensor, shape: tuple[int, ...], slope: Tensor | None, dt: float, t_end: float,
+        height: float = 1.0,
     ) -> Self:  # fmt: skip
         """Build without checks, for rows that this package made itself."""
-        train = cls._trusted(time, index, num_neurons, slope)
-        for name, value in (("dt", dt), ("t_end", t_end), ("shape", shape)):
-            object.__setattr__(train, name, value)
+        train = cls._trusted(time, index, shape, slope, height)
+        object.__setattr__(train, "dt", dt)
+        object.__setattr__(train, "t_end", t_end)
         return train
 
 
 def effects(arrivals: Spikes, grid: Grid, backend: ModuleType) -> tuple[Tensor, Tensor]:
     """The steps [A] that have arrivals, ascending, and the effects [2, A, B, M] of the arrivals at the end of each."""
     steps, values = _Effects.apply(arrivals.time, arrivals.index.long(), arrivals.num_neurons, grid, backend)
-    return steps, values
+    return steps, values if arrivals.height == 1.0 else arrivals.height * values
 
 
 class _Effects(torch.autograd.Function):

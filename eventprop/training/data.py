@@ -87,7 +87,9 @@ def encode(
         return ImageSplit(split.images.to(device), labels, encoder, dtype, seed)
     chunks = [encoder(images) for images in split.images.split(CHUNK)]
     compact = torch.int16 if chunks[0].num_neurons < 2**15 else torch.int32
-    spikes = Spikes.cat([Spikes(chunk.time.to(dtype), chunk.index.to(compact), chunk.num_neurons) for chunk in chunks])
+    spikes = Spikes.cat(
+        [Spikes(c.time.to(dtype), c.index.to(compact), c.num_neurons, shape=c.shape, height=c.height) for c in chunks]
+    )
     return EncodedSplit(spikes.to(device), labels)
 
 

@@ -24,7 +24,7 @@ from .checks import choice, positive, whole
 from .data import load_fashion_mnist, load_mnist, load_yin_yang
 from .encoders import binary_latency_encode, latency_encode
 from .event_driven import EventDriven
-from .losses import FirstSpike, MaxVoltage, MeanVoltage
+from .losses import FirstSpike, MaxVoltage, MeanVoltage, SpikeCount, WeightedVoltage
 from .networks import convolutional, fully_connected
 from .neuron import LIF
 from .time_stepped import TimeStepped
@@ -92,12 +92,22 @@ class Logging:
 Groups = dict[str, dict[str, Callable[..., Any]]]
 
 GROUPS: Groups = {
-    "data": {"mnist": load_mnist, "fashion_mnist": load_fashion_mnist, "yin_yang": load_yin_yang},
+    "data": {
+        "mnist": load_mnist,
+        "fashion_mnist": load_fashion_mnist,
+        "yin_yang": load_yin_yang,
+    },
     "encoder": {"latency": latency_encode, "binary_latency": binary_latency_encode},
     "model": {"fully_connected": fully_connected, "convolutional": convolutional},
     "neuron": {"lif": LIF},
     "solver": {"event_driven": EventDriven, "time_stepped": TimeStepped, "euler": TimeStepped},
-    "loss": {"first_spike": FirstSpike, "max_voltage": MaxVoltage, "mean_voltage": MeanVoltage},
+    "loss": {
+        "first_spike": FirstSpike,
+        "max_voltage": MaxVoltage,
+        "mean_voltage": MeanVoltage,
+        "weighted_voltage": WeightedVoltage,
+        "spike_count": SpikeCount,
+    },
     "optimizer": {"adam": Adam, "sgd": SGD},
     "train": {"default": Training},
     "logger": {"default": Logging},

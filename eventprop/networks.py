@@ -7,8 +7,11 @@ from itertools import pairwise
 
 from torch import nn
 
+from .augment import ShiftImage, SpikeDropout
 from .checks import whole
-from .layers import SpikingLayer, SpikingLinear
+from .convolution import SpikingConv2d
+from .delays import DelayedSpikingLinear
+from .layers import SpikingLinear
 from .losses import Objective
 from .neuron import LIF
 from .solver import Solver
@@ -22,6 +25,9 @@ def fully_connected(
     solver: Solver,
     *,
     hidden: list[int],
+    shift: int = 0,
+    dropout: float = 0.0,
+    mean_delay: float | None = None,
     weight_mean: list[float] | None = None,
     weight_std: list[float] | None = None,
     **factory,
@@ -29,15 +35,24 @@ def fully_connected(
     """Spiking hidden layers of the sizes ``hidden``, then the output layer of the objective.
 
     Args:
+        shift: by how many pixels at most to shift the image during training.
+        dropout: the share of the spikes of each hidden layer to drop during training.
+        mean_delay: of the initial delays in ms, learnable, of the synapses of the spiking layers; None for no delays.
         weight_mean, weight_std: of the normal distributions of the initial weights, one number for each layer, output
             included; None for the rule of ``SpikingLinear.reset_parameters``.
         factory: ``device`` and ``dtype``.
     """
     sizes = [in_features, *(whole("model.hidden", size, minimum=1) for size in hidden)]
     synapses = {"neuron": neuron, "solver": solver, **factory}
-    layers: list[nn.Module] = [SpikingLinear(m, n, **synapses) for m, n in pairwise(sizes)]
-    layers.append(objective.output_layer(sizes[-1], num_classes, **synapses))
-    return _initialised(layers, weight_mean, weight_std)
+    output = objective.output_layer(sizes[-1], num_classes, **synapses)
+    kind = SpikingLinear
+    if mean_delay is not None:
+        kind, synapses["mean_delay"] = DelayedSpikingLinear, mean_delay
+        if isinstance(output, SpikingLinear):
+            output = kind(sizes[-1], num_classes, **synapses)
+    layers: list[nn.Module] = [*(kind(m, n, **synapses) for m, n in pairwise(sizes)), output]
+    _initialise(layers, weight_mean, weight_std)
+    return _augmented(layers, shift, dropout)
 
 
 def convolutional(
@@ -51,17 +66,19 @@ def convolutional(
     channels: list[int],
     kernel_size: int,
     stride: int,
+    shift: int = 0,
+    dropout: float = 0.0,
     weight_mean: list[float] | None = None,
     weight_std: list[float] | None = None,
     **factory,
 ) -> nn.Sequential:
-    """Spiking convolutions, then the output layer of the objective; for the solver on a time grid.
+    """Spiking convolutions, then the output layer of the objective.
 
     Args:
         image: channels, height and width of the input.
         channels: of each convolution.
         kernel_size, stride: of all convolutions; they have no padding.
-        weight_mean, weight_std: as for ``fully_connected``.
+        shift, dropout, weight_mean, weight_std: as for ``fully_connected``.
         factory: ``device`` and ``dtype``.
     """
     if len(image) != 3 or math.prod(image) != in_features:
@@ -72,26 +89,30 @@ def convolutional(
     kernel_size, stride = whole("model.kernel_size", kernel_size, 1), whole("model.stride", stride, 1)
     sizes = [image[0], *(whole("model.channels", size, minimum=1) for size in channels)]
     height, width = image[1:]
+    synapses = {"neuron": neuron, "solver": solver, **factory}
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         if min(height, width) < kernel_size:
             raise ValueError(f"model.kernel_size={kernel_size} exceeds the {height} x {width} input of a convolution")
-        synapses: nn.Module = nn.Conv2d(inputs, outputs, kernel_size, stride, bias=False, **factory)
-        if not layers:  # spikes come flat from the encoder
-            synapses = nn.Sequential(nn.Unflatten(1, tuple(image)), synapses)
-        layer = SpikingLayer(synapses, neuron=neuron, solver=solver)
-        layer.reset_parameters()
-        layers.append(layer)
+        layers.append(SpikingConv2d(inputs, outputs, kernel_size, stride, **synapses))
         height, width = ((size - kernel_size) // stride + 1 for size in (height, width))
-    features = sizes[-1] * height * width
-    layers.append(objective.output_layer(features, num_classes, neuron=neuron, solver=solver, **factory))
-    return _initialised(layers, weight_mean, weight_std)
+    layers.append(objective.output_layer(sizes[-1] * height * width, num_classes, **synapses))
+    _initialise(layers, weight_mean, weight_std)
+    return _augmented(layers, shift, dropout)
 
 
-def _initialised(
-    layers: list[nn.Module], weight_mean: list[float] | None, weight_std: list[float] | None
-) -> nn.Sequential:
-    """A network with the given normal distributions of weights, if any."""
+def _augmented(layers: list[nn.Module], shift: int, dropout: float) -> nn.Sequential:
+    """The layers, with a shift of the input and dropout behind all but the last, where wanted."""
+    modules: list[nn.Module] = [ShiftImage(shift)] if whole("model.shift", shift) else []
+    for layer in layers:
+        modules.append(layer)
+        if dropout and layer is not layers[-1]:
+            modules.append(SpikeDropout(dropout))
+    return nn.Sequential(*modules)
+
+
+def _initialise(layers: list[nn.Module], weight_mean: list[float] | None, weight_std: list[float] | None) -> None:
+    """Draw the weights from the given normal distributions, if any."""
     if (weight_mean is None) != (weight_std is None):
         raise ValueError("model.weight_mean and model.weight_std must be given together, or both be null")
     if weight_mean is not None and weight_std is not None:
@@ -99,6 +120,4 @@ def _initialised(
             if len(values) != len(layers):
                 raise ValueError(f"{name} must have one number for each of the {len(layers)} layers, got {values}")
         for layer, mean, std in zip(layers, weight_mean, weight_std, strict=True):
-            for weight in layer.parameters():
-                nn.init.normal_(weight, mean, std)
-    return nn.Sequential(*layers)
+            nn.init.normal_(layer.weight, mean, std)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -13,7 +14,7 @@ from .neuron import LIF
 from .spikes import Spikes
 
 BACKENDS = ("auto", "numba", "torch")
-GRAZING = ("raw", "clamp", "drop")
+GRAZING = ("raw", "clamp", "saturate", "drop")
 READOUTS = ("max", "mean")
 
 
@@ -24,7 +25,8 @@ class Solver(ABC):
         t_end: end of the simulated window in ms; spikes arriving later have no effect.
         grazing: what the backward pass does where a spike crosses the threshold with a slope dV/dt below ``min_slope``,
             since eq. (9) divides by the slope. "raw": nothing, the gradient is exact; "clamp": the slope counts as
-            ``min_slope``; "drop": the spike passes no gradient on. The forward pass is the same for all.
+            ``min_slope``; "saturate": every slope counts as sqrt(slope^2 + min_slope^2), which changes smoothly from one
+            to the other; "drop": the spike passes no gradient on. The forward pass is the same for all.
         min_slope: the slope in 1/ms below which a crossing counts as grazing.
         backend: "numba" (CPU), "torch" (any device; the reference), or "auto": numba for CPU tensors, else torch.
     """
@@ -44,6 +46,42 @@ class Solver(ABC):
     def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> Spikes:
         """The spikes that a layer with ``weight`` [N, M] emits; differentiable in the arrival times and the weight."""
 
+    def recurrent_spikes(
+        self,
+        arrivals: Spikes,
+        weight: Tensor,
+        neuron: LIF | LearnableLIF,
+        recurrent_weight: Tensor,
+        delay: float,
+    ) -> Spikes:
+        """The spikes of a layer that also receives its own, ``delay`` ms later, through ``recurrent_weight`` [N, N].
+
+        Here by passes, each of which is fed the spikes of the one before: a pass gets them, and their gradients, right for
+        another ``delay`` ms.
+        """
+        check_weight(arrivals, weight)
+        inputs = weight.shape[1]
+        both = torch.cat([arrivals.scaled(weight), recurrent_weight], dim=1)
+        time, index, before = arrivals.time, arrivals.index.long(), None
+        for _ in range(2 + math.ceil(self.t_end / delay)):
+            order = time.argsort(dim=1, stable=True)
+            fed = Spikes._trusted(time.gather(1, order), index.gather(1, order), (both.shape[1],))
+            emitted = self.spikes(fed, both, neuron)
+            # gradients may still change where the spikes no longer do: through weights that are 0
+            if not torch.is_grad_enabled() and before is not None and torch.equal(emitted.time, before):
+                break
+            before = emitted.time
+            time = torch.cat([arrivals.time, emitted.time + delay], dim=1)
+            again = (emitted.index + inputs).masked_fill(emitted.index < 0, -1)
+            index = torch.cat([arrivals.index.long(), again], dim=1)
+        return emitted
+
+    @abstractmethod
+    def convolution(
+        self, arrivals: Spikes, weight: Tensor, neuron: LIF, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Spikes:
+        """The spikes of neurons behind a convolution with ``weight`` [C, channels, height, width]."""
+
     @abstractmethod
     def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
         """[B, N] potential of neurons without threshold: its maximum over time, or its time average over [0, t_end]."""
@@ -58,6 +96,8 @@ class Solver(ABC):
         """The slopes that the backward pass divides by."""
         if self.grazing == "clamp":
             return slope.clamp(min=self.min_slope)
+        if self.grazing == "saturate":
+            return slope.square().add(self.min_slope**2).sqrt()
         if self.grazing == "drop":
             return slope.masked_fill(slope < self.min_slope, torch.inf)
         return slope
@@ -65,6 +105,15 @@ class Solver(ABC):
 
 def check_weight(arrivals: Spikes, weight: Tensor) -> None:
     """Raise unless ``weight`` [N, M] is one that the solvers can take for these arrivals."""
+    check_kind(arrivals, weight)
+    if arrivals.num_neurons != weight.shape[1]:
+        raise ValueError(
+            f"the input has num_neurons={arrivals.num_neurons} but weight {list(weight.shape)} takes {weight.shape[1]}"
+        )
+
+
+def check_kind(arrivals: Spikes, weight: Tensor) -> None:
+    """Raise unless ``arrivals`` are spikes, and ``weight`` is of their dtype and on their device."""
     check_arrivals(arrivals)
     if weight.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"weight must be float32 or float64, got {weight.dtype}; convert the layer with .float()")
@@ -73,10 +122,6 @@ def check_weight(arrivals: Spikes, weight: Tensor) -> None:
     if arrivals.device != weight.device:
         raise ValueError(
             f"spikes are on {arrivals.device} but weight is on {weight.device}; move with spikes.to(device)"
-        )
-    if arrivals.num_neurons != weight.shape[1]:
-        raise ValueError(
-            f"the input has num_neurons={arrivals.num_neurons} but weight {list(weight.shape)} takes {weight.shape[1]}"
         )
 
 

@@ -81,8 +81,30 @@ class RasterSpikes(GridSpikes):
         raster = self.raster.detach()
         return (self.raster - raster) * torch.where(raster > 0, effect / raster.clamp(min=1.0), virtual)
 
-    def _like(self, time: Tensor, index: Tensor, slope: Tensor | None) -> GridSpikes:  # type: ignore[override]
-        return GridSpikes._on_grid(time, index, self.num_neurons, slope, self.dt, self.t_end, self.shape)
+    def reordered(self, *args, **kwargs) -> GridSpikes:  # type: ignore[override]
+        self._refuse_gradient()
+        return super().reordered(*args, **kwargs)
+
+    def reshape(self, *shape: int) -> GridSpikes:  # type: ignore[override]
+        self._refuse_gradient()
+        return super().reshape(*shape)
+
+    def summed(self, values: Tensor) -> Tensor:
+        if values.is_floating_point():
+            self._refuse_gradient()
+        return super().summed(values)
+
+    def _refuse_gradient(self) -> None:
+        if self.raster.requires_grad:
+            raise TypeError(
+                "surrogate gradients do not pass through what uses the times of single spikes (delays, pooling, dropout and "
+                "augmentation of hidden layers, reshape, smooth counts); use TimeStepped or EventDriven there"
+            )
+
+    def _like(  # type: ignore[override]
+        self, time: Tensor, index: Tensor, slope: Tensor | None, shape: tuple[int, ...], height: float
+    ) -> GridSpikes:
+        return GridSpikes._on_grid(time, index, shape, slope, self.dt, self.t_end, height)
 
 
 @dataclass(frozen=True)
@@ -113,15 +135,16 @@ class SurrogateTimeStepped(TimeStepped):
         steps, drive, grid = self._drive(synapses, arrivals, neuron)
         raster, *rest = _Fire.apply(drive.flatten(3), steps, grid, self)
         tape = Tape(*rest)
-        spikes = RasterSpikes._on_grid(
-            tape.time, tape.neuron, raster.shape[2], tape.slope, self.dt, self.t_end, tuple(drive.shape[3:])
-        )
+        spikes = RasterSpikes._on_grid(tape.time, tape.neuron, tuple(drive.shape[3:]), tape.slope, self.dt, self.t_end)
         object.__setattr__(spikes, "raster", raster)
         object.__setattr__(spikes, "step", tape.after)
         observe(tape.neuron, tape.after)
         drive = drive.detach().flatten(3)
         object.__setattr__(spikes, "potential", lambda: _potential(drive, steps, tape, grid)[0])
         return spikes
+
+    def recurrent_spikes(self, *_) -> Spikes:
+        raise TypeError("SpikingRecurrent has no surrogate gradient here; use TimeStepped or EventDriven")
 
     def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
         exact = super().readout(

@@ -73,7 +73,7 @@ def test_the_baseline_shares_everything_but_the_solver(name):
         ("neuron.tau_mem=nan", r"neuron.tau_mem must be of type float, got nan"),
         ("optimizer.lr=inf", r"optimizer.lr must be of type float, got inf"),
         ("optimizer.weight_decay=-1", r"optimizer.weight_decay must be >= 0"),
-        ("solver.grazing=maybe", r"solver.grazing must be one of 'raw', 'clamp', 'drop', got 'maybe'"),
+        ("solver.grazing=maybe", r"solver.grazing must be one of 'raw', 'clamp', 'saturate', 'drop', got 'maybe'"),
         ("train.silent=maybe", r"train.silent must be one of 'none', 'bump'"),
         ("train.dtype=float16", r"train.dtype must be one of 'float32', 'float64'"),
         ("train.device=cpux", r"train.device 'cpux' cannot be used here"),

@@ -352,7 +352,7 @@ def test_options_are_checked():
         EventDriven(t_end=0.0)
     with pytest.raises(TypeError, match="t_end must be a positive number"):
         EventDriven(t_end="40")
-    with pytest.raises(ValueError, match="grazing must be one of 'raw', 'clamp', 'drop', got 'no'"):
+    with pytest.raises(ValueError, match="grazing must be one of 'raw', 'clamp', 'saturate', 'drop', got 'no'"):
         EventDriven(40.0, grazing="no")
     with pytest.raises(ValueError, match="backend must be one of"):
         EventDriven(40.0, backend="cuda")

@@ -26,6 +26,7 @@ from ..neuron import (
 )
 from ..spikes import padded_rows
 from ..tape import Maximum, Tape, check_finite, check_spike_count
+from ..window import Window
 
 
 def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Tape:
@@ -201,3 +202,48 @@ def sorted_tape(emitted: list[tuple[Tensor, ...]], time: Tensor) -> Tape:
         order = order[key[order].argsort(stable=True)]
     columns = ((at, math.inf), (n, -1), (rise, math.inf), (after, -1))
     return Tape(*(padded_rows(values[order], sample[order], len(time), padding) for values, padding in columns))
+
+
+def unfold(time: Tensor, index: Tensor, window: Window) -> tuple[Tensor, ...]:
+    """[B P, L] times of the arrivals ``time``, ``index`` [B, K] that each position sees, the synapses through which it does,
+    and the columns of the arrivals; padded with +inf and -1."""
+    (height, width), (kernel_h, kernel_w) = window.out, window.kernel_size
+    offset = torch.arange(kernel_h * kernel_w, device=index.device)
+    k_y, k_x = offset // kernel_w, offset % kernel_w
+    area = window.image[0] * window.image[1]
+    arrival = index[:, :, None]
+    y = arrival // window.image[1] % window.image[0] + window.padding[0] - k_y
+    x = arrival % window.image[1] + window.padding[1] - k_x
+    row, column = y // window.stride[0], x // window.stride[1]
+    seen = (arrival >= 0) & (y % window.stride[0] == 0) & (x % window.stride[1] == 0)
+    seen &= (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    sample, e, o = seen.nonzero(as_tuple=True)
+    position = (sample * height + row[sample, e, o]) * width + column[sample, e, o]
+    position, order = position.sort(stable=True)
+    sample, e, o = sample[order], e[order], o[order]
+    synapse = index[sample, e] // area * len(offset) + o
+    values = ((time[sample, e], math.inf), (synapse, -1), (e, -1))
+    return tuple(padded_rows(x, position, len(index) * height * width, fill) for x, fill in values)
+
+
+def fold(time: Tensor, index: Tensor, slope: Tensor, positions: int) -> tuple[Tensor, ...]:
+    """[B, S] times of the spikes ``time``, ``index``, ``slope`` [B P, s] of all positions of each sample, sorted, their
+    neurons, their slopes, and their places in the row of all positions; padded with +inf and -1."""
+    rows, columns = len(time) // positions, positions * time.shape[1]
+    channel = index.unflatten(0, (rows, positions))
+    position = torch.arange(positions, device=index.device)[:, None]
+    neuron = (channel * positions + position).masked_fill(channel < 0, -1).reshape(rows, columns)
+    at, source = time.reshape(rows, columns).sort(dim=1, stable=True)
+    longest = int((neuron >= 0).sum(1).max()) if neuron.numel() else 0
+    at, source = at[:, :longest], source[:, :longest]
+    neuron, slope = neuron.gather(1, source), slope.reshape(rows, columns).gather(1, source)
+    return at, neuron, slope, source.masked_fill(neuron < 0, -1)
+
+
+def put_back(grad: Tensor, source: Tensor, shape: tuple[int, int]) -> Tensor:
+    """[B, K] sums of the gradients ``grad`` of all that came from each of the K places of a sample, by ``source``."""
+    source = source.reshape(shape[0], source.numel() // max(shape[0], 1)) % (
+        shape[1] + 1
+    )  # padding (-1) becomes one more place
+    sums = grad.new_zeros(shape[0], shape[1] + 1)
+    return sums.scatter_add(1, source, grad.reshape(source.shape))[:, :-1]

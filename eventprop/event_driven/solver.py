@@ -17,6 +17,8 @@ from ..observe import observe
 from ..solver import READOUTS, Solver, check_weight
 from ..spikes import Spikes
 from ..tape import Maximum, Tape
+from ..window import Window
+from .patches import fold, unfold
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ class EventDriven(Solver):
         if isinstance(neuron, LearnableLIF):
             return self.recurrent_spikes(arrivals, weight, neuron, weight.new_zeros(weight.shape[0], 0))
         check_weight(arrivals, weight)
+        weight = arrivals.scaled(weight)
         tape = Tape(*_SpikeTimes.apply(arrivals.time, arrivals.index.long(), weight, neuron, self))
         observe(tape.neuron, tape.after)
-        return Spikes._trusted(tape.time, tape.neuron, weight.shape[0], tape.slope)
+        return Spikes._trusted(tape.time, tape.neuron, (weight.shape[0],), tape.slope)
 
     def recurrent_spikes(
         self,
@@ -59,19 +62,31 @@ class EventDriven(Solver):
         for none; differentiable in the arrival times, the weights and the parameters of the neurons."""
         check_weight(arrivals, weight)
         if not self.uses_numba(weight.device):
+            if isinstance(neuron, LIF) and delay > 0.0:
+                return super().recurrent_spikes(arrivals, weight, neuron, recurrent_weight, delay)
             raise ValueError(
-                f"LearnableLIF and SpikingRecurrent need CPU tensors and backend 'auto' or 'numba', got {weight.device} and "
-                f"{self.backend!r}; SpikingLinear with LIF runs everywhere"
+                f"LearnableLIF, and SpikingRecurrent without delay, need CPU tensors and backend 'auto' or 'numba', got "
+                f"{weight.device} and {self.backend!r}; SpikingLinear, and SpikingRecurrent with a delay, of LIF run everywhere"
             )
+        weight = arrivals.scaled(weight)
         if isinstance(neuron, LIF):
             neuron = LearnableLIF(weight.shape[0], neuron, learn=(), dtype=weight.dtype)
         time, index = arrivals.time, arrivals.index.long()
         tape = Tape(*_RecurrentSpikeTimes.apply(time, index, weight, recurrent_weight, neuron.table(), delay, self))
         observe(tape.neuron, tape.after)
-        return Spikes._trusted(tape.time, tape.neuron, weight.shape[0], tape.slope)
+        return Spikes._trusted(tape.time, tape.neuron, (weight.shape[0],), tape.slope)
+
+    def convolution(
+        self, arrivals: Spikes, weight: Tensor, neuron: LIF, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Spikes:
+        window = Window.of(arrivals, weight, stride, padding)
+        backend = self._backend(weight.device)
+        emitted = self.spikes(unfold(arrivals, window, backend), weight.flatten(1), neuron)
+        return fold(emitted, window, backend)
 
     def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
         check_weight(arrivals, weight)
+        weight = arrivals.scaled(weight)
         choice("reduce", reduce, READOUTS)
         if reduce == "max":
             maximum = Maximum(*_MaximumVoltage.apply(arrivals.time, arrivals.index.long(), weight, neuron, self))
@@ -80,6 +95,18 @@ class EventDriven(Solver):
         received = _Average.apply(arrivals.time, arrivals.index.long(), weight.shape[1], neuron, self)
         with torch.autocast(weight.device.type, enabled=False):
             return received @ weight.t()
+
+    def time_of_maximum(self, arrivals: Spikes, weight: Tensor, neuron: LIF) -> Tensor:
+        """[B, N] when the potential of each neuron without threshold is highest; -inf where it never rises above rest. As far
+        as an arrival ends its rise, differentiable in the time of that arrival."""
+        time, index = arrivals.time, arrivals.index.long()
+        found = self._backend(weight.device).maximum(
+            time.detach(), index, weight.detach().t().contiguous(), neuron, self.t_end
+        )
+        observe(found.after, found.arrival)
+        if not time.shape[1]:
+            return found.time
+        return torch.where(found.arrival >= 0, time.gather(1, found.arrival.clamp(min=0)), found.time)
 
     def _backend(self, device: torch.device) -> ModuleType:
         if self.uses_numba(device):

@@ -20,6 +20,7 @@ from ..observe import observe
 from ..solver import READOUTS, Solver, check_arrivals, check_weight
 from ..spikes import Spikes, whole_steps
 from ..tape import Tape
+from ..window import Window
 from .grid import SCHEMES, Grid, GridSpikes, effects
 
 
@@ -71,8 +72,31 @@ class TimeStepped(Solver):
         steps, drive, grid = self._drive(synapses, arrivals, neuron)
         tape = Tape(*_SpikeTimes.apply(drive.flatten(3), steps, grid, self))
         observe(tape.neuron, tape.after)
-        shape = tuple(drive.shape[3:])
-        return GridSpikes._on_grid(tape.time, tape.neuron, math.prod(shape), tape.slope, self.dt, self.t_end, shape)
+        return GridSpikes._on_grid(tape.time, tape.neuron, tuple(drive.shape[3:]), tape.slope, self.dt, self.t_end)
+
+    def recurrent_spikes(
+        self,
+        arrivals: Spikes,
+        weight: Tensor,
+        neuron: LIF | LearnableLIF,
+        recurrent_weight: Tensor,
+        delay: float,
+    ) -> Spikes:
+        if delay < self.dt:
+            raise ValueError(
+                f"delay must be at least dt={self.dt} with TimeStepped, got {delay}; choose a smaller dt or EventDriven"
+            )
+        return super().recurrent_spikes(arrivals, weight, neuron, recurrent_weight, delay)
+
+    def convolution(
+        self, arrivals: Spikes, weight: Tensor, neuron: LIF, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> GridSpikes:
+        window = Window.of(arrivals, weight, stride, padding)
+        return self.spikes_behind(
+            lambda x: F.conv2d(x.reshape(-1, window.channels, *window.image), weight, None, stride, padding),
+            arrivals,
+            neuron,
+        )
 
     def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
         check_weight(arrivals, weight)
@@ -104,8 +128,7 @@ class TimeStepped(Solver):
             raise ValueError(f"spikes must not come before time 0, got {float(arrivals.time[:, 0].min())}")
         grid = Grid.of(neuron, self.t_end, self.dt, self.scheme)
         steps, values = self._effects(arrivals, grid)
-        shape = arrivals.shape if isinstance(arrivals, GridSpikes) else (arrivals.num_neurons,)
-        assert shape is not None
+        shape = arrivals._shape if isinstance(arrivals, GridSpikes) else (arrivals.num_neurons,)
         with torch.autocast(arrivals.device.type, enabled=False):
             drive = synapses(values.reshape(math.prod(values.shape[:3]), *shape))
         return steps, drive.unflatten(0, tuple(values.shape[:3])), grid

@@ -7,6 +7,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from ..convolution import SpikingConv2d
 from ..layers import SpikingLayer, SpikingLinear, SpikingModule
 from ..spikes import Spikes
 
@@ -37,7 +38,7 @@ class HiddenActivity:
         if isinstance(output, Spikes):
             samples = output.batch_size
             spikes = torch.bincount((output.index + 1).flatten().cpu(), minlength=output.num_neurons + 1)[1:]
-            if isinstance(layer, (SpikingLayer, SpikingLinear)) and output.slope is not None:
+            if isinstance(layer, (SpikingConv2d, SpikingLayer, SpikingLinear)) and output.slope is not None:
                 self.grazing = self.grazing + (output.slope < layer.solver.min_slope).sum().cpu()
         else:  # a raster [T, B, ...]
             samples = output.shape[1]

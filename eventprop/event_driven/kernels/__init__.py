@@ -2,6 +2,7 @@
 
 from .adjoint import adjoint
 from .forward import forward
+from .patches import fold, put_back, unfold
 from .readout import average, average_adjoint, maximum
 
-__all__ = ["adjoint", "average", "average_adjoint", "forward", "maximum"]
+__all__ = ["adjoint", "average", "average_adjoint", "fold", "forward", "maximum", "put_back", "unfold"]

@@ -1,9 +1,10 @@
 """EventProp in PyTorch: spiking neural networks trained with exact gradients."""
 
+from .convolution import AveragePool2d, EarliestSpikePool2d, SpikingConv2d
 from .encoders import binary_latency_encode, latency_encode
 from .event_driven import EventDriven
 from .gradcheck import GradientReport, check_gradients
-from .layers import LeakyReadout, SpikingLayer, SpikingLinear, SpikingRecurrent
+from .layers import BiasSpike, LeakyReadout, SpikingLayer, SpikingLinear, SpikingRecurrent
 from .learnable import LearnableLIF
 from .losses import first_spike_cross_entropy
 from .neuron import LIF
@@ -12,12 +13,16 @@ from .time_stepped import GridSpikes, TimeStepped
 
 __all__ = [
     "LIF",
+    "AveragePool2d",
+    "BiasSpike",
+    "EarliestSpikePool2d",
     "EventDriven",
     "GradientReport",
     "GridSpikes",
     "LeakyReadout",
     "LearnableLIF",
     "Spikes",
+    "SpikingConv2d",
     "SpikingLayer",
     "SpikingLinear",
     "SpikingRecurrent",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .checks import choice, whole
+from . import readouts
+from .checks import choice, positive, whole
 from .event_driven import EventDriven
 from .learnable import LearnableLIF
 from .neuron import LIF
-from .solver import READOUTS, Solver
+from .solver import READOUTS, Solver, check_weight
 from .spikes import FLOATS, Spikes
 from .time_stepped import GridSpikes, TimeStepped
 
@@ -100,8 +102,9 @@ class SpikingRecurrent(SpikingLinear):
 
     Args:
         in_features, out_features, neuron, device, dtype: as for ``SpikingLinear``.
-        solver: an ``EventDriven``.
-        delay: from a spike to its arrival within the layer in ms, >= 0.
+        solver: how to compute spikes and gradients.
+        delay: from a spike to its arrival within the layer in ms; >= 0 with ``EventDriven``, at least a step with
+            ``TimeStepped``, which repeats its work ``t_end`` / ``delay`` times.
         recurrent_std: standard deviation of the initial recurrent weights, in units of ``minimum_weight`` / sqrt(N); their
             mean is 0.
 
@@ -121,16 +124,49 @@ class SpikingRecurrent(SpikingLinear):
         if not 0 <= delay < math.inf:
             raise ValueError(f"delay must be >= 0 and finite, got {delay}")
         super().__init__(in_features, out_features, **synapses)
-        if not isinstance(self.solver, EventDriven):
-            raise TypeError(f"solver of a SpikingRecurrent must be EventDriven(...), got {type(self.solver).__name__}")
+        if not 0 <= recurrent_std < math.inf:
+            raise ValueError(f"recurrent_std must be >= 0 and finite, got {recurrent_std}")
         self.delay = float(delay)
         self.recurrent_weight = nn.Parameter(self.weight.new_empty(out_features, out_features).t())
         std = recurrent_std * self.neuron.minimum_weight / math.sqrt(out_features)
         nn.init.normal_(self.recurrent_weight, 0.0, std)
 
     def forward(self, spikes: Spikes) -> Spikes:
-        assert isinstance(self.solver, EventDriven)
         return self.solver.recurrent_spikes(spikes, self.weight, self.neuron, self.recurrent_weight, self.delay)
+
+
+class BiasSpike(nn.Module):
+    """Append one neuron that spikes once in every sample, so that the next layer, of one input more, has a bias.
+
+    Its height is that of the other spikes.
+
+    Args:
+        time: of the spike in ms, finite; on a grid, within its window.
+
+    >>> BiasSpike(5.0)(Spikes.from_times(torch.tensor([[1.0, 9.0]]))).to_times(1).flatten()
+    tensor([1., 9., 5.])
+    """
+
+    def __init__(self, time: float = 0.0) -> None:
+        super().__init__()
+        if not math.isfinite(time):
+            raise ValueError(f"time must be finite, got {time}")
+        self.time = float(time)
+
+    def forward(self, spikes: Spikes) -> Spikes:
+        if isinstance(spikes, GridSpikes) and not 0 <= self.time <= spikes.t_end:
+            raise ValueError(f"time must lie in [0, t_end={spikes.t_end}], got {self.time}")
+        column = (spikes.batch_size, 1)
+        time = torch.cat([spikes.time, spikes.time.new_full(column, self.time)], dim=1)
+        neuron = torch.full(column, spikes.num_neurons, device=spikes.device)
+        slope = (
+            None if spikes.slope is None else torch.cat([spikes.slope, spikes.slope.new_full(column, math.inf)], dim=1)
+        )
+        index = torch.cat([spikes.index.long(), neuron], dim=1)
+        return spikes.reordered(time, index, slope, (spikes.num_neurons + 1,))
+
+    def extra_repr(self) -> str:
+        return f"time={self.time}"
 
 
 class SpikingLayer(SpikingModule):
@@ -141,7 +177,8 @@ class SpikingLayer(SpikingModule):
 
     Args:
         synapses: a linear module from [batch, *shape] to [batch, *shape of this layer]. The input has the shape of the
-            layer that it comes from; spikes from an encoder are flat, so begin with ``nn.Unflatten`` where that matters.
+            layer that it comes from; ``Spikes`` without a grid, as from an encoder, come flat, so begin with
+            ``nn.Unflatten`` where that matters.
         neuron: parameters of the neurons, ``LIF()`` by default.
         solver: a ``TimeStepped``.
 
@@ -226,23 +263,91 @@ def check_linear(module: nn.Module) -> bool:
 
 
 class LeakyReadout(_Synapses):
-    """Neurons without threshold behind fully connected synapses: maps spike trains to one potential per neuron, [B, N].
+    """Neurons without threshold behind fully connected synapses: maps spike trains to potentials.
 
     Args:
         in_features, out_features, neuron, solver, device, dtype: as for ``SpikingLinear``; ``v_th`` of the neuron only
             scales the initial weights.
-        reduce: "max" for the maximum of the potential over time (rest, 0, included), "mean" for its average over
-            [0, t_end]. Both are closed forms with exact gradients.
+        reduce: what the output is, always with the exact gradient of its closed form:
+
+            - "max": [B, N] the maximum of the potential over time (rest, 0, included);
+            - "mean": [B, N] its average over [0, t_end];
+            - "weighted": [B, N] its average with weights exp(-t / ``tau_weight``), so that early times count more;
+            - "samples": [B, S, N] its values at the ``times`` [S], for a loss of your own.
+        tau_weight: in ms, for reduce="weighted".
+        times: in ms, for reduce="samples".
+        learn_tau: learn the two time constants, one pair for the layer; they stay positive, since the parameters
+            ``log_tau_mem`` and ``log_tau_syn`` are their logarithms.
+
+    >>> from eventprop import EventDriven
+    >>> readout = LeakyReadout(2, 3, solver=EventDriven(40.0), reduce="samples", times=[10.0, 20.0])
+    >>> readout(Spikes.from_times(torch.tensor([[1.0, 2.0]]))).shape
+    torch.Size([1, 2, 3])
     """
 
-    def __init__(self, in_features: int, out_features: int, *, reduce: str = "max", **synapses) -> None:
-        choice("reduce", reduce, READOUTS)
-        super().__init__(in_features, out_features, **synapses)
-        self.reduce = reduce
+    times: Tensor | None
+    log_tau_mem: Tensor
+    log_tau_syn: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        solver: Solver,
+        reduce: str = "max",
+        tau_weight: float | None = None,
+        times: Sequence[float] | Tensor | None = None,
+        learn_tau: bool = False,
+        **synapses,
+    ) -> None:
+        choice("reduce", reduce, (*READOUTS, "weighted", "samples"))
+        for name, value, needed in (("tau_weight", tau_weight, "weighted"), ("times", times, "samples")):
+            if (value is not None) != (reduce == needed):
+                raise ValueError(
+                    f"{name} must be given with reduce={needed!r}, and only then; got {value} with {reduce!r}"
+                )
+        super().__init__(in_features, out_features, solver=solver, **synapses)
+        self.reduce, self.learn_tau = reduce, learn_tau
+        self.tau_weight = None if tau_weight is None else positive("tau_weight", tau_weight)
+        self.register_buffer("times", None if times is None else torch.as_tensor(times).to(self.weight))
+        if self.times is not None:
+            if self.times.dim() != 1:
+                raise ValueError(f"times must be a row of numbers, got shape {list(self.times.shape)}")
+            if not ((self.times >= 0) & (self.times <= solver.t_end)).all():
+                raise ValueError(f"times must lie in [0, t_end={solver.t_end}], got {self.times.tolist()}")
+        for name in ("tau_mem", "tau_syn"):
+            log_tau = self.weight.new_tensor(math.log(getattr(self.neuron, name)))
+            if learn_tau:
+                self.register_parameter(f"log_{name}", nn.Parameter(log_tau))
+        exact = type(solver) is EventDriven or (type(solver) is TimeStepped and solver.scheme == "exponential")
+        if (learn_tau or reduce not in READOUTS) and not exact:
+            raise ValueError(
+                f"reduce={reduce!r} with learn_tau={learn_tau} needs EventDriven or TimeStepped with scheme='exponential', "
+                f"got {solver}; 'max' and 'mean' with learn_tau=False work with all solvers"
+            )
 
     def forward(self, spikes: Spikes) -> Tensor:
-        assert isinstance(self.neuron, LIF)
-        return self.solver.readout(spikes, self.weight, self.neuron, self.reduce)
+        neuron, solver = self.neuron, self.solver
+        assert isinstance(neuron, LIF)
+        if self.reduce in READOUTS and not self.learn_tau:
+            return solver.readout(spikes, self.weight, neuron, self.reduce)
+        check_weight(spikes, self.weight)
+        weight = spikes.scaled(self.weight)
+        if self.learn_tau:
+            tau_mem, tau_syn = self.log_tau_mem.exp(), self.log_tau_syn.exp()
+        else:
+            tau_mem, tau_syn = self.weight.new_tensor(neuron.tau_mem), self.weight.new_tensor(neuron.tau_syn)
+        if self.times is not None:
+            return readouts.at_times(spikes, weight, tau_mem, tau_syn, self.times)
+        if self.reduce != "max":
+            return readouts.mean(spikes, weight, tau_mem, tau_syn, solver.t_end, self.tau_weight or math.inf)
+        now = LIF(tau_mem.item(), tau_syn.item(), neuron.v_th)
+        when = EventDriven(solver.t_end, backend=solver.backend).time_of_maximum(spikes, weight, now)
+        return readouts.at_own_times(spikes, weight, tau_mem, tau_syn, when)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, reduce={self.reduce!r}"
+        options = [f"reduce={self.reduce!r}"]
+        options += [] if self.tau_weight is None else [f"tau_weight={self.tau_weight}"]
+        options += ["learn_tau=True"] if self.learn_tau else []
+        return ", ".join([super().extra_repr(), *options])

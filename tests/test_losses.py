@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
+from conftest import random_network, random_spikes
 
-from eventprop import Spikes, first_spike_cross_entropy
-from eventprop.losses import FirstSpike, MaxVoltage
+from eventprop import LIF, EventDriven, Spikes, SpikingLinear, TimeStepped, check_gradients, first_spike_cross_entropy
+from eventprop.losses import (
+    FirstSpike,
+    MaxVoltage,
+    SpikeCount,
+    WeightedVoltage,
+    silent_margin,
+    smooth_count,
+    spike_count_cross_entropy,
+    spike_count_penalty,
+    spike_time_mse,
+)
 
 INF = math.inf
 
@@ -61,3 +73,95 @@ def test_bad_arguments_are_named():
         first_spike_cross_entropy(spikes, torch.tensor([0]), tau0=0.0)
     with pytest.raises(ValueError, match="alpha must be >= 0"):
         first_spike_cross_entropy(spikes, torch.tensor([0]), alpha=-1.0)
+
+
+def test_spike_time_mse_is_the_formula():
+    """Silent neurons, and targets of +inf, leave the mean."""
+    spikes = output([[3.0, 5.0, INF], [1.0, 2.0, 7.0]])
+    target = torch.tensor([[2.0, INF, 4.0], [1.5, 2.0, 9.0]], dtype=torch.float64)
+    assert float(spike_time_mse(spikes, target, tau=2.0)) == pytest.approx((1.0 + 0.25 + 0.0 + 4.0) / 4 / 4, rel=1e-12)
+    nobody = output([[INF, INF, INF]])
+    assert float(spike_time_mse(nobody, target[:1])) == 0.0
+
+
+def test_smooth_counts_are_the_formula():
+    spikes = output([[[3.0, 30.0], [INF, INF]], [[39.0, 45.0], [40.0, INF]]])
+    expected = [[2 - math.exp(-37 / 10) - math.exp(-10 / 10), 0.0], [1 - math.exp(-1 / 10), 0.0]]
+    torch.testing.assert_close(smooth_count(spikes, 40.0, 10.0).tolist(), expected)
+
+
+def test_count_penalties_push_spikes_to_the_right_side():
+    few, many = output([[[38.0]]]), output([[[1.0, 2.0, 3.0]]])
+    for spikes, bounds, later in ((few, {"low": 1.0}, False), (many, {"high": 2.0}, True)):
+        spikes.time.requires_grad_(True)
+        spike_count_penalty(spikes, 40.0, **bounds).backward()
+        step = -spikes.time.grad  # of gradient descent
+        assert ((step > 0) == later).all()
+    assert spike_count_penalty(few, 40.0, low=0.1, high=3.0).item() == 0.0
+
+
+@pytest.mark.parametrize("solver", [EventDriven(40.0), TimeStepped(40.0, 0.5)], ids=repr)
+def test_gradients_of_losses_and_penalties(solver):
+    torch.manual_seed(3)
+    hidden, last = random_network([5, 6, 3], LIF(), solver)
+    hidden.reset_parameters(1.0, 2.0)  # some neurons are silent
+    spikes, labels = random_spikes(4, 5), torch.tensor([0, 1, 2, 0])
+    times = 20.0 * torch.rand(4, 3, dtype=torch.float64)
+
+    def loss(*_):
+        middle = hidden(spikes)
+        out = last(middle)
+        margin = silent_margin(hidden, spikes, middle)
+        assert 0 < (margin > 0).sum() < margin.numel()
+        penalty = margin.square().mean() + spike_count_penalty(middle, 40.0, low=2.0, high=3.0)
+        return spike_time_mse(out, times, 5.0) + spike_count_cross_entropy(out, labels, 40.0) + penalty
+
+    report = check_gradients(loss, [hidden.weight, last.weight])
+    assert report.relative_error <= 1e-7, report  # promise P3
+
+
+def test_the_margin_of_a_silent_neuron_is_what_its_weight_lacks():
+    layer = SpikingLinear(1, 2, solver=EventDriven(100.0), dtype=torch.float64)
+    layer.weight.data = torch.tensor([[0.25], [1.5]], dtype=torch.float64) * LIF().minimum_weight
+    arrivals = output([[3.0]])
+    margin = silent_margin(layer, arrivals, layer(arrivals))
+    torch.testing.assert_close(margin.tolist(), [[0.75, 0.0]])
+    margin.sum().backward()
+    torch.testing.assert_close(layer.weight.grad.tolist(), [[-1.0 / LIF().minimum_weight], [0.0]])
+
+
+def test_the_margin_on_a_grid_is_that_at_the_ends_of_steps():
+    """Where a neuron would fire between them, it does not, and its margin is positive still."""
+    layer = SpikingLinear(1, 1, solver=TimeStepped(40.0, 5.0), dtype=torch.float64)
+    layer.weight.data.fill_(1.01 * LIF().minimum_weight)
+    arrivals = output([[2.5]])  # V peaks 9.2 ms later, between the ends of steps 5 and 10 ms later
+    out = layer(arrivals)
+    assert out.count().sum() == 0
+    assert 0.0 < silent_margin(layer, arrivals, out).item() < 0.1
+
+
+@pytest.mark.parametrize("objective", [SpikeCount(), WeightedVoltage(10.0)], ids=repr)
+def test_objectives_build_their_output_and_read_it(objective):
+    torch.manual_seed(0)
+    layer = objective.output_layer(4, 3, solver=EventDriven(40.0))
+    result = layer(Spikes.from_times(torch.rand(5, 4)))
+    assert objective(result, torch.zeros(5, dtype=torch.long)).isfinite()
+    assert objective.predict(result).shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: spike_time_mse(output([[1.0]]), torch.zeros(1, 2)),
+            "target must have shape [1, 1], one time per neuron",
+        ),
+        (lambda: spike_time_mse(output([[1.0]]), torch.tensor([[INF - INF]])), "target must be finite, or +inf"),
+        (lambda: smooth_count(output([[1.0]]), 40.0, 0.0), "tau must be positive"),
+        (lambda: spike_count_penalty(output([[1.0]]), 40.0, low=3.0, high=1.0), "low and high must satisfy 0 <= low"),
+        (lambda: silent_margin(torch.nn.Identity(), None, None), "layer must be a SpikingLinear of LIF neurons"),
+    ],
+)
+def test_errors_of_losses(call, message):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        call()

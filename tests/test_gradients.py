@@ -172,7 +172,7 @@ def test_grazing_policies_change_the_gradient_of_grazing_spikes_only(backend):
     arrivals = Spikes.from_times(torch.tensor([[0.0]], dtype=torch.float64))
     weight = torch.tensor([[30.0], [LIF().minimum_weight * (1 + 1e-9)]], dtype=torch.float64, requires_grad=True)
     gradients, times = {}, {}
-    for policy in ("raw", "clamp", "drop"):
+    for policy in ("raw", "clamp", "saturate", "drop"):
         out = EventDriven(40.0, grazing=policy, min_slope=1e-2, backend=backend).spikes(arrivals, weight, LIF())
         first = out.first_spike_time()[0]
         times[policy] = first.detach()
@@ -184,3 +184,9 @@ def test_grazing_policies_change_the_gradient_of_grazing_spikes_only(backend):
     assert gradients["raw"][0] == gradients["clamp"][0] == gradients["drop"][0]
     assert float(gradients["clamp"][1] / gradients["raw"][1]) == pytest.approx(float(slope) / 1e-2, rel=1e-9)
     assert gradients["drop"][1] == 0
+    assert torch.equal(times["raw"], times["saturate"])
+    steep, saturated = gradients["saturate"] / gradients["raw"]
+    assert float(saturated) == pytest.approx(float(slope) / math.hypot(float(slope), 1e-2), rel=1e-9)
+    assert float(steep) == pytest.approx(
+        1.0, abs=0.5 * (1e-2 / 0.1) ** 2
+    )  # slopes above 0.1: the square root's first term

@@ -10,7 +10,8 @@ from conftest import random_spikes
 from torch import nn
 
 from eventprop import LIF, GridSpikes, LeakyReadout, Spikes, SpikingLayer, SpikingLinear, TimeStepped, check_gradients
-from eventprop.losses import FirstSpike, MaxVoltage, MeanVoltage
+from eventprop.augment import SpikeDropout
+from eventprop.losses import FirstSpike, MaxVoltage, MeanVoltage, smooth_count
 from eventprop.networks import fully_connected
 from surrogate_baseline.solver import RasterSpikes, SurrogateTimeStepped
 from surrogate_baseline.surrogates import Arctan, FastSigmoid
@@ -272,3 +273,19 @@ def test_derived_spikes_carry_no_gradient():
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         SurrogateTimeStepped(**{"t_end": T_END, "dt": DT, **options})
+
+
+@pytest.mark.parametrize(
+    "lossy",
+    [
+        lambda spikes: spikes.reshape(2, 2),
+        lambda spikes: SpikeDropout(0.5).train()(spikes),
+        lambda spikes: smooth_count(spikes, 40.0, 10.0),
+    ],
+)
+def test_what_would_lose_the_surrogate_gradient_is_refused(lossy):
+    layer = SpikingLinear(3, 4, solver=SurrogateTimeStepped(40.0, 1.0))
+    spikes = layer(Spikes.from_times(torch.rand(2, 3)))
+    with pytest.raises(TypeError, match="surrogate gradients do not pass through"):
+        lossy(spikes)
+    assert spikes.count().shape == (2, 4)

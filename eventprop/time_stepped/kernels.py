@@ -48,7 +48,9 @@ def forward(drive: Tensor, steps: Tensor, grid: Grid) -> Tape:
     """Emitted spikes of neurons at rest that receive ``drive`` [2, A, B, N] (psp, psc) at the end of the steps ``steps``."""
     batch, neurons = drive.shape[2:]
     received, constants = (*arrays(drive), _places(steps.numpy(), grid)), (*_constants(grid), grid.exact)
-    return recorded(lambda *out: simulate_batch(*received, *out, *constants), batch, neurons, received[0].dtype)
+    return recorded(
+        lambda *out: simulate_batch(*received, *out, *constants), batch, neurons, received[0].dtype, tasks=batch
+    )
 
 
 def adjoint(steps: Tensor, tape: Tape, grad: Tensor, neurons: int, grid: Grid) -> Tensor:

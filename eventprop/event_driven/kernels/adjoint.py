@@ -14,7 +14,6 @@ from ...exponential import exp
 from ...jit import arrays, jit, threads
 from ...neuron import LIF, adjoint_flow, arrival_time_gradient, decay, spike_jump
 from ...tape import Tape
-from .common import arrivals_before
 
 ADJOINT_BLOCK = 384  # most neurons per backward task
 # Every chunk of samples but the first has a weight gradient of its own, to be added up: more chunks for more threads, fewer for
@@ -45,18 +44,17 @@ def adjoint(
 
 
 @jit
-def decays(time, out_time, out_after, stretch, spike, tau_mem, tau_syn, t_end):
-    """The coefficients of eq. (5): in ``stretch`` [3, K] from each arrival to the next one (or t_end), and in ``spike``
-    [4, S] from the arrival before each spike to the spike, and how p decays from there to the end of the stretch."""
-    arrivals = arrivals_before(time, t_end)
+def decays(time, out_time, out_after, spikes, stretch, spike, tau_mem, tau_syn, t_end):
+    """The coefficients of eq. (5): in ``stretch`` [3, K] from each arrival before the last of the ``spikes`` to the next one
+    (or t_end), and in ``spike`` [4, S] from the arrival before each spike to the spike, and how p decays from there to the
+    end of the stretch."""
+    arrivals = out_after[spikes - 1] + 1
     length = np.empty(arrivals)
-    for e in range(arrivals - 1):
-        length[e] = np.float64(time[e + 1]) - np.float64(time[e])
-    if arrivals:
-        length[-1] = t_end - np.float64(time[arrivals - 1])
+    for e in range(arrivals):
+        until = np.float64(time[e + 1]) if e + 1 < len(time) else np.inf
+        length[e] = min(until, t_end) - np.float64(time[e])
     for e in range(arrivals):
         stretch[0, e], stretch[1, e], stretch[2, e] = decay(length[e], tau_mem, tau_syn)
-    spikes = np.searchsorted(out_time, np.inf)
     since = np.empty(spikes)
     until = np.empty(spikes)
     for k in range(spikes):
@@ -70,11 +68,12 @@ def decays(time, out_time, out_after, stretch, spike, tau_mem, tau_syn, t_end):
 
 @jit
 def adjoint_sample(
-    time, index, weight_t, stretch, spike, out_time, out_neuron, out_slope, out_after, grad, first, stop,
-    grad_weight, grad_time, tau_mem, tau_syn, v_th, t_end,
+    time, index, weight_t, out_time, out_neuron, out_slope, out_after, grad, first, stop,
+    grad_weight, grad_time, stretch, spike, tau_mem, tau_syn, v_th, t_end,
 ):  # fmt: skip
     """Walk one sample backwards for the neurons [first, stop): add to ``grad_weight`` [M, N] unless it is empty, and
-    write their share of dL/dt of each arrival to ``grad_time`` [K] unless it is empty."""
+    write their share of dL/dt of each arrival to ``grad_time`` [K] unless it is empty. ``stretch`` [3, K] and ``spike``
+    [4, S] are for ``decays``."""
     real, width = weight_t.dtype.type, stop - first
     p, q = np.zeros(width, weight_t.dtype), np.zeros(width, weight_t.dtype)
     p_at, at = np.zeros(width), np.full(width, np.inf)  # p beyond the last jump in this stretch, and its time
@@ -84,6 +83,7 @@ def adjoint_sample(
         k -= 1
     if k < 0:
         return
+    decays(time, out_time, out_after, k + 1, stretch, spike, tau_mem, tau_syn, t_end)
     e = out_after[k]  # p = q = 0 after the last spike, so the walk starts there
     while e >= 0:
         jumps = 0
@@ -129,20 +129,16 @@ def adjoint_batch(
     others to ``shares`` [chunks - 1, M, N]; the shares of the blocks are ``grad_time`` [blocks, B, K]."""
     batch, width = len(time), weight_t.shape[1]
     chunks, blocks = len(shares) + 1, len(grad_time)
-    stretch = np.empty((batch, 3, time.shape[1]))
-    spike = np.empty((batch, 4, out_time.shape[1]))
-    for b in numba.prange(batch):
-        decays(time[b], out_time[b], out_after[b], stretch[b], spike[b], tau_mem, tau_syn, t_end)
     for task in numba.prange(chunks * blocks):
         chunk, block = task // blocks, task % blocks
         first, stop = block * width // blocks, (block + 1) * width // blocks
         share = grad_weight if chunk == 0 else shares[chunk - 1]
         share[:, first:stop] = 0.0
+        stretch, spike = np.empty((3, time.shape[1])), np.empty((4, out_time.shape[1]))
         for b in range(chunk * batch // chunks, (chunk + 1) * batch // chunks):
             adjoint_sample(
-                time[b], index[b], weight_t, stretch[b], spike[b], out_time[b], out_neuron[b], out_slope[b],
-                out_after[b], grad[b], first, stop, share, grad_time[block, b],
-                tau_mem, tau_syn, v_th, t_end,
+                time[b], index[b], weight_t, out_time[b], out_neuron[b], out_slope[b], out_after[b], grad[b],
+                first, stop, share, grad_time[block, b], stretch, spike, tau_mem, tau_syn, v_th, t_end,
             )  # fmt: skip
     for m in numba.prange(len(grad_weight)):
         for chunk in range(len(shares)):

@@ -26,32 +26,37 @@ NEVER = -1.0
 # Of the shorter time constant: a step on the parabola cubes the error, so after one as small only rounding is left.
 EXACT = 1e-5
 LANES = 8  # neurons that are searched at once
+TASKS = 64  # most tasks of a forward pass
 
 
 def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Tape:
     """Emitted spikes of a layer at rest that receives the spikes ``time``, ``index`` [B, K] through ``weight_t`` [M, N]."""
     arrivals, constants = arrays(time, index, weight_t), (neuron.tau_mem, neuron.tau_syn, neuron.v_th, t_end)
+    batch, neurons = len(time), weight_t.shape[1]
     return recorded(
-        lambda *out: simulate_batch(*arrivals, *out, *constants), len(time), weight_t.shape[1], arrivals[-1].dtype
+        lambda *out: simulate_batch(*arrivals, *out, *constants), batch, neurons, arrivals[-1].dtype, min(batch, TASKS)
     )
 
 
-def recorded(simulate: Callable[..., np.ndarray], batch: int, neurons: int, dtype: np.dtype) -> Tape:
+def recorded(simulate: Callable[..., np.ndarray], batch: int, neurons: int, dtype: np.dtype, tasks: int) -> Tape:
     """Run ``simulate`` with buffers for the columns of a tape, with larger ones if the spikes do not fit, and pack them.
 
-    ``simulate`` returns how many spikes each sample has, or -1 where a potential is not finite.
+    ``simulate`` returns how many spikes each sample has, or -1 where a potential is not finite. The samples of a task write
+    to one row of the buffers, one behind the other, with room for four spikes per neuron in the first and one in the others.
     """
-    capacity = 4 * neurons + 64
+    room = 64 + (3 + -(-batch // max(tasks, 1))) * neurons
+    bounds = [samples_of(task, tasks, batch)[0] for task in range(tasks)]
     with threads():
         while True:
-            columns = _columns(batch, capacity, dtype)
+            columns = _columns(tasks, room, dtype)
             counts = simulate(*columns)
             largest = int(counts.max(initial=0))
             check_finite(counts.min(initial=0) >= 0)
             check_spike_count(largest)
-            if largest <= capacity:
+            needed = int(np.add.reduceat(counts, bounds).max()) if tasks else 0
+            if needed <= room:
                 break
-            capacity = largest
+            room = needed
         packed = _columns(batch, largest, dtype)
         pack(counts, *columns, *packed)
     return Tape(*map(torch.from_numpy, packed))
@@ -227,22 +232,40 @@ def simulate(time, index, weight_t, out_time, out_neuron, out_slope, out_after, 
     return spikes if is_finite(v) and is_finite(i) else -1
 
 
+@inlined
+def samples_of(task, tasks, batch):
+    """The first sample of a task, and the one after its last."""
+    return task * batch // tasks, (task + 1) * batch // tasks
+
+
 @jit(parallel=True)
 def simulate_batch(time, index, weight_t, out_time, out_neuron, out_slope, out_after, tau_mem, tau_syn, v_th, t_end):
-    counts = np.zeros(len(time), np.int64)
-    for b in numba.prange(len(time)):
-        counts[b] = simulate(
-            time[b], index[b], weight_t, out_time[b], out_neuron[b], out_slope[b], out_after[b],
-            tau_mem, tau_syn, v_th, t_end,
-        )  # fmt: skip
+    batch, (tasks, room) = len(time), out_time.shape
+    counts = np.zeros(batch, np.int64)
+    for task in numba.prange(tasks):
+        first, stop = samples_of(task, tasks, batch)
+        place = 0
+        for b in range(first, stop):
+            counts[b] = simulate(
+                time[b], index[b], weight_t,
+                out_time[task, place:], out_neuron[task, place:], out_slope[task, place:], out_after[task, place:],
+                tau_mem, tau_syn, v_th, t_end,
+            )  # fmt: skip
+            place = min(place + max(counts[b], 0), room)
     return counts
 
 
 @jit(parallel=True)
 def pack(counts, time, neuron, slopes, after, out_time, out_neuron, out_slope, out_after):
-    """Copy rows with ``counts`` spikes to narrower ones, and pad them."""
-    for b in numba.prange(len(counts)):
-        n = counts[b]
-        out_time[b, :n], out_neuron[b, :n] = time[b, :n], neuron[b, :n]
-        out_slope[b, :n], out_after[b, :n] = slopes[b, :n], after[b, :n]
-        out_time[b, n:], out_neuron[b, n:], out_slope[b, n:], out_after[b, n:] = np.inf, -1, np.inf, -1
+    """Copy the ``counts`` spikes of each sample to a row of its own, and pad it."""
+    batch, tasks = len(counts), len(time)
+    for task in numba.prange(tasks):
+        first, stop = samples_of(task, tasks, batch)
+        place = 0
+        for b in range(first, stop):
+            n = counts[b]
+            end = place + n
+            out_time[b, :n], out_neuron[b, :n] = time[task, place:end], neuron[task, place:end]
+            out_slope[b, :n], out_after[b, :n] = slopes[task, place:end], after[task, place:end]
+            out_time[b, n:], out_neuron[b, n:], out_slope[b, n:], out_after[b, n:] = np.inf, -1, np.inf, -1
+            place = end

@@ -40,6 +40,7 @@ def forward(
         len(time),
         len(neurons),
         received[0].dtype,
+        tasks=len(time),
     )
 
 

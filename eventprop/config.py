@@ -21,11 +21,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from .checks import choice, positive, whole
-from .data import load_fashion_mnist, load_mnist, load_yin_yang
-from .encoders import binary_latency_encode, latency_encode
+from .data import load_delayed_match, load_fashion_mnist, load_mnist, load_yin_yang
+from .encoders import binary_latency_encode, latency_encode, sequence_encode
 from .event_driven import EventDriven
 from .losses import FirstSpike, MaxVoltage, MeanVoltage, SpikeCount, WeightedVoltage
-from .networks import convolutional, fully_connected
+from .networks import convolutional, fully_connected, recurrent
 from .neuron import LIF
 from .time_stepped import TimeStepped
 from .training.optimizers import SGD, Adam
@@ -96,9 +96,10 @@ GROUPS: Groups = {
         "mnist": load_mnist,
         "fashion_mnist": load_fashion_mnist,
         "yin_yang": load_yin_yang,
+        "delayed_match": load_delayed_match,
     },
-    "encoder": {"latency": latency_encode, "binary_latency": binary_latency_encode},
-    "model": {"fully_connected": fully_connected, "convolutional": convolutional},
+    "encoder": {"latency": latency_encode, "binary_latency": binary_latency_encode, "sequence": sequence_encode},
+    "model": {"fully_connected": fully_connected, "convolutional": convolutional, "recurrent": recurrent},
     "neuron": {"lif": LIF},
     "solver": {"event_driven": EventDriven, "time_stepped": TimeStepped, "euler": TimeStepped},
     "loss": {

@@ -1,4 +1,4 @@
-"""Encoders: from images to spikes."""
+"""Encoders: from images and sequences to spikes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .checks import positive
 from .spikes import FLOATS, Spikes
 
 
@@ -70,3 +71,22 @@ def _check_order(first: str, t_first: float, last: str, t_last: float) -> None:
 def check_threshold(threshold: float) -> None:
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
+
+
+def sequence_encode(rows: Tensor, t_width: float = 10.0, t_step: float = 100.0) -> Spikes:
+    """Latency code of values that are shown one row after the other, to the same neurons.
+
+    Neuron c spikes at k ``t_step`` + (1 - x) ``t_width`` for the value x in row k, column c.
+
+    Args:
+        rows: [B, rows, N] values in [0, 1]; differentiable.
+        t_width: in ms, > 0; the time that a row takes.
+        t_step: in ms, at least ``t_width``; from one row to the next.
+    """
+    values = unit_values(rows)
+    if rows.dim() != 3:
+        raise ValueError(f"rows must have shape [B, rows, N], got {list(rows.shape)}")
+    if positive("t_step", t_step) < positive("t_width", t_width):
+        raise ValueError(f"t_step must be at least t_width={t_width}, got {t_step}")
+    begin = t_step * torch.arange(rows.shape[1], dtype=values.dtype, device=values.device)
+    return Spikes.from_times((begin[:, None] + (1.0 - values.reshape(rows.shape)) * t_width).transpose(1, 2))

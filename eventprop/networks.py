@@ -11,7 +11,8 @@ from .augment import ShiftImage, SpikeDropout
 from .checks import whole
 from .convolution import SpikingConv2d
 from .delays import DelayedSpikingLinear
-from .layers import SpikingLinear
+from .layers import SpikingLinear, SpikingRecurrent
+from .learnable import LearnableLIF
 from .losses import Objective
 from .neuron import LIF
 from .solver import Solver
@@ -99,6 +100,41 @@ def convolutional(
     layers.append(objective.output_layer(sizes[-1] * height * width, num_classes, **synapses))
     _initialise(layers, weight_mean, weight_std)
     return _augmented(layers, shift, dropout)
+
+
+def recurrent(
+    in_features: int,
+    num_classes: int,
+    objective: Objective,
+    neuron: LIF,
+    solver: Solver,
+    *,
+    hidden: int,
+    delay: float,
+    recurrent_std: float,
+    learn: list[str],
+    weight_mean: list[float] | None = None,
+    weight_std: list[float] | None = None,
+    **factory,
+) -> nn.Sequential:
+    """A recurrent hidden layer, then the output layer of the objective.
+
+    Args:
+        hidden: neurons of the recurrent layer.
+        delay, recurrent_std: as for ``SpikingRecurrent``.
+        learn: which parameters of the hidden neurons to learn, as for ``LearnableLIF``; one number for each neuron.
+        weight_mean, weight_std: of all but the recurrent weights, as for ``fully_connected``.
+        factory: ``device`` and ``dtype``.
+    """
+    kind = LearnableLIF(whole("model.hidden", hidden, minimum=1), neuron, learn=learn, **factory) if learn else neuron
+    layers: list[nn.Module] = [
+        SpikingRecurrent(
+            in_features, hidden, delay=delay, recurrent_std=recurrent_std, neuron=kind, solver=solver, **factory
+        ),
+        objective.output_layer(hidden, num_classes, neuron=neuron, solver=solver, **factory),
+    ]
+    _initialise(layers, weight_mean, weight_std)
+    return nn.Sequential(*layers)
 
 
 def _augmented(layers: list[nn.Module], shift: int, dropout: float) -> nn.Sequential:

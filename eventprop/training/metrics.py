@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,10 @@ class HiddenActivity:
 
     def __init__(self, network: nn.Sequential) -> None:
         self.layers = [layer for layer in list(network)[:-1] if isinstance(layer, SpikingModule)]
-
-    def __enter__(self) -> HiddenActivity:
         self.samples, self.grazing = 0, torch.tensor(0)
         self.counts = [torch.zeros(1, dtype=torch.int64) for _ in self.layers]  # of neuron 0, neuron 1, ...
+
+    def __enter__(self) -> HiddenActivity:
         self._hooks = [layer.register_forward_hook(self._record) for layer in self.layers]
         return self
 
@@ -46,6 +47,12 @@ class HiddenActivity:
         self.samples += samples if k == 0 else 0
         self.counts[k] = self.counts[k] + spikes
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"samples": self.samples, "grazing": self.grazing, "counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.samples, self.grazing, self.counts = state["samples"], state["grazing"], state["counts"]
+
     def silent(self) -> list[Tensor]:
         """For each hidden layer, [N] which neurons have not fired at all."""
         return [count == 0 for count in self.counts]
@@ -61,6 +68,21 @@ class HiddenActivity:
         }
 
 
+class Progress:
+    """How far an epoch has come: the steps that are done, and what was measured in them."""
+
+    def __init__(self, network: nn.Sequential) -> None:
+        self.step, self.score, self.activity = 0, Score(), HiddenActivity(network)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "score": self.score.state_dict(), "activity": self.activity.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.score.load_state_dict(state["score"])
+        self.activity.load_state_dict(state["activity"])
+
+
 class Score:
     """Mean loss and accuracy over the samples seen."""
 
@@ -71,6 +93,12 @@ class Score:
         self.samples += len(target)
         self.loss += loss.detach().cpu() * len(target)
         self.correct += (prediction == target).sum().cpu()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"samples": self.samples, "loss": self.loss, "correct": self.correct}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.samples, self.loss, self.correct = state["samples"], state["loss"].clone(), state["correct"].clone()
 
     def summary(self, prefix: str) -> dict[str, float]:
         samples = max(self.samples, 1)

@@ -1,4 +1,5 @@
-"""What a run leaves in its directory: config.yaml, metrics.jsonl, checkpoint.pt and, when finished, summary.json."""
+"""What a run leaves in its directory: config.yaml, metrics.jsonl, checkpoint.pt, the checkpoint before that and, when
+finished, summary.json."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+
 log = logging.getLogger(__name__)
+
+MAY_CHANGE = {"train.resume", "train.checkpoint_every", "logger.name", "logger.progress"}  # from a run to its resume
 
 
 class RunDirectory:
@@ -30,51 +35,66 @@ class RunDirectory:
 
     Raises:
         FileExistsError: if the directory holds a run and ``resume`` is false, or the run is finished.
-        ValueError: if the run to resume had another configuration, or its files cannot be read or do not fit together.
+        CheckpointError: if the files of the run to resume cannot be read, or do not fit together.
+        ValueError: if the run to resume had another configuration.
     """
 
     def __init__(self, path: str | Path, config: DictConfig, resume: bool = False) -> None:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in ("summary.json",) if resume else ("summary.json", "metrics.jsonl", "checkpoint.pt"):
+        content = OmegaConf.to_yaml(config, resolve=True).encode()
+        if (self.path / "summary.json").exists():
+            raise FileExistsError(f"{self.path} holds a finished run (summary.json); choose another hydra.run.dir")
+        if resume:
+            self.resumed = self._resume(config)
+            self._write("config.yaml", content)
+            return
+        self.resumed = None
+        for name in ("metrics.jsonl", "checkpoint.pt", "config.yaml"):
             if (self.path / name).exists():
-                way_out = "choose another hydra.run.dir" + ("" if name == "summary.json" else ", or train.resume=true")
-                raise FileExistsError(f"{self.path} already holds a run ({name}); {way_out}")
-        self.resumed = self._resume(config) if resume else None
-        self._write("config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())
+                raise self._taken(name)
+        try:
+            with open(self.path / "config.yaml", "xb") as file:  # of two runs that begin at once, one gets it
+                file.write(content)
+        except FileExistsError:
+            raise self._taken("config.yaml") from None
+
+    def _taken(self, name: str) -> FileExistsError:
+        return FileExistsError(
+            f"{self.path} already holds a run ({name}); choose another hydra.run.dir, or train.resume=true to go on with it"
+        )
 
     def _resume(self, config: DictConfig) -> dict[str, Any] | None:
         """The checkpoint of the run to go on with, after a check that the other files fit it; None if there is no run."""
         checkpoint, metrics = self.path / "checkpoint.pt", self.path / "metrics.jsonl"
         lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        state: dict[str, Any] | None = None
+        state = None
         if checkpoint.exists():
-            try:
-                state = torch.load(checkpoint, weights_only=True)
-                assert state is not None
-            except Exception as error:
-                raise ValueError(f"{checkpoint} cannot be read ({error}); choose another hydra.run.dir") from error
+            state = load_checkpoint(checkpoint)
             self._check_same(config)
         epochs = 0 if state is None else state["epoch"]
-        if not epochs <= len(lines) <= epochs + 1:  # a run may be stopped between writing the two files
-            raise ValueError(
+        if len(lines) < epochs or (len(lines) > 1 and state is None):
+            raise CheckpointError(
                 f"{metrics} has {len(lines)} epochs, {checkpoint} comes after epoch {epochs}; they are not of one run. "
                 f"Choose another hydra.run.dir"
             )
         if state is None:
             log.warning("nothing to resume in %s: a new run begins", self.path)
-        if len(lines) > epochs:
+        if (
+            len(lines) > epochs
+        ):  # the run was stopped between writing the two files, or goes back to an older checkpoint
+            log.warning("the metrics of epoch %d and later are computed anew", epochs + 1)
             self._write("metrics.jsonl", "".join(lines[:epochs]).encode())
         return state
 
     def _check_same(self, config: DictConfig) -> None:
         """Raise where a run would go on with another configuration than it began with."""
         if not (self.path / "config.yaml").exists():
-            raise ValueError(
+            raise CheckpointError(
                 f"{self.path} has a checkpoint but no config.yaml to tell its run; choose another hydra.run.dir"
             )
         began, now = _flat(OmegaConf.load(self.path / "config.yaml")), _flat(config)
-        for key in sorted((began.keys() | now.keys()) - {"train.resume"}):
+        for key in sorted((began.keys() | now.keys()) - MAY_CHANGE):
             if began.get(key) != now.get(key):
                 raise ValueError(
                     f"{self.path} began with {key}={began.get(key)}, got {now.get(key)}; resume with what it began with"
@@ -86,10 +106,14 @@ class RunDirectory:
             file.write(json.dumps(metrics) + "\n")
 
     def checkpoint(self, state: dict[str, Any]) -> None:
-        """Write checkpoint.pt, replacing the previous one only when the new one is complete."""
-        temporary = self.path / "checkpoint.pt.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, self.path / "checkpoint.pt")
+        """Write checkpoint.pt, and keep the one before it as checkpoint.previous.pt."""
+        save_checkpoint(self.path / "checkpoint.pt", state)
+
+    def bad_batch(self, batch: dict[str, Any]) -> Path:
+        """Write the batch that gave a loss or a gradient that is not finite; return where."""
+        path = self.path / "bad_batch.pt"
+        torch.save(batch, path)
+        return path
 
     def summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""

@@ -176,7 +176,7 @@ def build(config: DictConfig, groups: Groups) -> dict[str, Any]:
     """The experiment, the seed, and what each of the ``groups`` names; errors as for ``parse``."""
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    _check_keys("", resolved, ["experiment", "seed", *groups])
+    check_keys("", resolved, ["experiment", "seed", *groups])
     for key, kind in (("experiment", str), ("seed", int)):
         _check_type(key, resolved[key], kind)
     if resolved["seed"] < 0:
@@ -196,7 +196,7 @@ def _build(group: str, node: object, choices: dict[str, Callable[..., Any]]) -> 
     target = choices[name]
     options = _options(target)
     values = {key: value for key, value in node.items() if key != "name"}
-    _check_keys(group, values, list(options))
+    check_keys(group, values, list(options))
     for key, kind in options.items():
         _check_type(f"{group}.{key}", values[key], kind)
     if not inspect.isclass(target):
@@ -218,7 +218,7 @@ def _options(target: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def _check_keys(group: str, found: dict, expected: list[str]) -> None:
+def check_keys(group: str, found: dict, expected: list[str]) -> None:
     prefix = f"{group}." if group else ""
     for key in found:
         if key not in expected:

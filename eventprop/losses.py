@@ -175,6 +175,10 @@ class FirstSpike:
         time, neuron = output.first_spike_time().min(dim=1)
         return neuron.masked_fill(torch.isinf(time), -1)
 
+    def probabilities(self, output: Spikes) -> Tensor:
+        """[B, C] by the softmax in the loss; 0 where every output neuron is silent."""
+        return torch.softmax(-output.first_spike_time() / self.tau0, dim=1).nan_to_num(0.0)
+
 
 class _Voltage:
     """The class is the neuron with the highest potential, by one reduction over time; the loss is cross-entropy."""
@@ -191,6 +195,10 @@ class _Voltage:
     def predict(self, output: Tensor) -> Tensor:
         """[B] class numbers."""
         return output.argmax(dim=1)
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        """[B, C] by the softmax in the loss."""
+        return torch.softmax(output, dim=1)
 
 
 class MaxVoltage(_Voltage):
@@ -232,6 +240,10 @@ class SpikeCount:
     def predict(self, output: Spikes) -> Tensor:
         """[B] class numbers."""
         return smooth_count(output, self.t_end, self.tau).argmax(dim=1)
+
+    def probabilities(self, output: Spikes) -> Tensor:
+        """[B, C] by the softmax in the loss."""
+        return torch.softmax(smooth_count(output, self.t_end, self.tau), dim=1)
 
 
 Objective = FirstSpike | MaxVoltage | MeanVoltage | WeightedVoltage | SpikeCount

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from ..config import Config
-from ..data import Dataset
+from ..data import Dataset, Split
 from ..layers import SpikingLinear
 from ..spikes import Spikes
 from .data import EncodedSplit, ImageSplit, encode, epoch_order, mixed_seed
@@ -43,8 +43,12 @@ class NonFiniteError(RuntimeError):
 class State:
     """All that training changes: what a checkpoint holds."""
 
-    def __init__(self, network: nn.Sequential, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
+    def __init__(
+        self, network: nn.Sequential, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, dataset: Dataset
+    ) -> None:
         self.network, self.optimizer, self.scheduler = network, optimizer, scheduler
+        # what it takes to build the network again without the data set
+        self.task = {"sample_shape": list(dataset.test.images.shape[1:]), "num_classes": dataset.num_classes}
         self.progress = Progress(network)  # in the epoch that has begun
         self.metrics: dict[str, Any] = {}  # of the last complete epoch
         self.seconds: list[float] = []  # that each complete epoch took
@@ -72,6 +76,7 @@ class State:
         now = time.perf_counter()
         return {
             "epoch": self.epoch,
+            "task": self.task,
             "progress": self.progress.state_dict(),
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -109,14 +114,18 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
         NonFiniteError: if a loss or a gradient is NaN or infinite; the batch is kept in ``directory``.
         SystemExit: after SIGTERM or Ctrl-C, with the state kept in ``directory``.
     """
-    dataset, splits, network = prepare(config)
+    torch.manual_seed(config.seed)
+    dataset: Dataset = config.data()
+    parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    splits = {name: encoded(config, split) for name, split in parts.items() if split is not None}
+    network = build_network(config, splits["train"].num_inputs, dataset.num_classes)
     sizes = {name: len(split) for name, split in splits.items()}
     training = splits.pop("train")
     log.info("%s from %s: %s", dataset.name, dataset.source, ", ".join(f"{name} {n}" for name, n in sizes.items()))
     log.info("%s", network)
     check_can_bump(config.train.silent, network)
     optimizer = config.optimizer.build(network.parameters())
-    state = State(network, optimizer, config.optimizer.schedule(optimizer, config.train.epochs))
+    state = State(network, optimizer, config.optimizer.schedule(optimizer, config.train.epochs), dataset)
     if directory.resumed is not None:
         state.load_state_dict(directory.resumed)
         log.info("resuming after epoch %d, step %d", state.epoch, state.progress.step)
@@ -178,21 +187,17 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
     return summary
 
 
-def prepare(config: Config) -> tuple[Dataset, dict[str, EncodedSplit | ImageSplit], nn.Sequential]:
-    """The data set that ``config`` describes, its splits, encoded, and the network before training."""
-    torch.manual_seed(config.seed)
-    dataset: Dataset = config.data()
-    dtype = getattr(torch, config.train.dtype)
-    splits = {
-        name: encode(split, config.encoder, dtype, config.train.device, config.seed)
-        for name, split in (("train", dataset.train), ("validation", dataset.validation), ("test", dataset.test))
-        if split is not None
-    }
-    network = config.model(
-        splits["train"].num_inputs, dataset.num_classes, config.loss, config.neuron, config.solver,
-        device=config.train.device, dtype=dtype,
+def encoded(config: Config, split: Split) -> EncodedSplit | ImageSplit:
+    """A split of the data as batches of what the network takes."""
+    return encode(split, config.encoder, getattr(torch, config.train.dtype), config.train.device, config.seed)
+
+
+def build_network(config: Config, num_inputs: int, num_classes: int) -> nn.Sequential:
+    """The network that ``config`` describes, with initial weights from torch's generator."""
+    return config.model(
+        num_inputs, num_classes, config.loss, config.neuron, config.solver,
+        device=config.train.device, dtype=getattr(torch, config.train.dtype),
     )  # fmt: skip
-    return dataset, splits, network
 
 
 def train_epoch(

@@ -1,0 +1,82 @@
+"""Classify image files: ``python -m eventprop.predict checkpoint=runs/.../checkpoint.pt image=digit.png``.
+
+Several files: ``image=[a.png,b.png]``. Images are bright on dark, as MNIST is; ``invert=true`` for those that are not.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from .config import ConfigError, parse
+from .layers import SpikingModule
+from .spikes import Spikes
+from .training.restore import options, restore
+
+
+def read_image(path: str, shape: Sequence[int], invert: bool = False) -> Tensor:
+    """[*shape] uint8 grey values of an image file, scaled to ``shape`` = [height, width] where it has another size.
+
+    Raises:
+        ConfigError: if there is no such file, or it is no image that can be read.
+    """
+    try:
+        with Image.open(path) as image:
+            grey = image.convert("L")
+    except FileNotFoundError as error:
+        raise ConfigError(f"image must be a file, there is no {path}") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ConfigError(f"image {path} cannot be read: {error}") from error
+    height, width = shape
+    if grey.size != (width, height):
+        print(f"{path}: scaled from {grey.height} x {grey.width} to {height} x {width} pixels")
+        grey = grey.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(grey))
+    return 255 - pixels if invert else pixels
+
+
+@torch.no_grad()
+def run(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Print and return class, confidence and spike times for each image."""
+    given = options(arguments, {"checkpoint": None, "image": None, "invert": False})
+    config, network, state = restore(given["checkpoint"], parse)
+    shape = state["task"]["sample_shape"]
+    if len(shape) != 2:
+        raise ConfigError(f"checkpoint must be of a network for images, this one takes samples of shape {shape}")
+    files = given["image"] if isinstance(given["image"], list) else [given["image"]]
+    images = torch.stack([read_image(str(file), shape, given["invert"]) for file in files])
+    values: Any = config.encoder(images).to(getattr(torch, config.train.dtype)).to(config.train.device)
+    spiking: list[tuple[str, Spikes]] = []
+    for k, module in enumerate(network):
+        values = module(values)
+        if isinstance(module, SpikingModule):
+            spiking.append(("output" if k == len(network) - 1 else f"layer {k}", values))
+    classes, confidence = config.loss.predict(values), config.loss.probabilities(values).amax(1)
+    results = []
+    for row, file in enumerate(files):
+        result: dict[str, Any] = {"image": str(file), "class": int(classes[row]), "confidence": float(confidence[row])}
+        print(f"{file}: class {result['class']}, confidence {100 * result['confidence']:.1f} %")
+        for name, spikes in spiking:
+            times = spikes.time[row][spikes.index[row] >= 0].tolist()
+            span = f", from {times[0]:.2f} to {times[-1]:.2f} ms" if times else ""
+            print(f"  {name}: {len(times)} spikes{span}")
+            if name == "output":
+                first = spikes.first_spike_time()[row].tolist()
+                print(
+                    "  first spike of each class: "
+                    + ", ".join(f"{t:.2f} ms" if math.isfinite(t) else "silent" for t in first)
+                )
+            result[name] = times
+        results.append(result)
+    return results
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -93,7 +93,7 @@ class RunDirectory:
             raise CheckpointError(
                 f"{self.path} has a checkpoint but no config.yaml to tell its run; choose another hydra.run.dir"
             )
-        began, now = _flat(OmegaConf.load(self.path / "config.yaml")), _flat(config)
+        began, now = flat(OmegaConf.load(self.path / "config.yaml")), flat(config)
         for key in sorted((began.keys() | now.keys()) - MAY_CHANGE):
             if began.get(key) != now.get(key):
                 raise ValueError(
@@ -125,7 +125,7 @@ class RunDirectory:
         os.replace(temporary, self.path / name)
 
 
-def _flat(config: Any) -> dict[str, Any]:
+def flat(config: Any) -> dict[str, Any]:
     """The values of a configuration by their full keys."""
 
     def walk(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:

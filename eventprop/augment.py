@@ -26,7 +26,8 @@ class _Augmentation(nn.Module):
 class SpikeDropout(_Augmentation):
     """Drop each spike with probability ``p``.
 
-    Those that stay keep their height, so after training the next layer receives 1/(1 - p) times as much.
+    Those that stay are 1/(1 - p) times as high, so that the next layer receives as much on average, as with
+    ``torch.nn.Dropout``.
 
     Args:
         p: in [0, 1).
@@ -44,7 +45,8 @@ class SpikeDropout(_Augmentation):
 
     def changed(self, spikes: Spikes) -> Spikes:
         dropped = torch.rand(spikes.time.shape, device=spikes.device) < self.p
-        return spikes.reordered(spikes.time.masked_fill(dropped, math.inf), spikes.index.masked_fill(dropped, -1))
+        time, index = spikes.time.masked_fill(dropped, math.inf), spikes.index.masked_fill(dropped, -1)
+        return spikes.reordered(time, index, height=1.0 / (1.0 - self.p))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -52,11 +52,14 @@ def test_gradients_reach_the_times_of_the_spikes_that_stay(module):
     assert report.relative_error <= 1e-7, report  # promise P3
 
 
-def test_dropout_drops_the_share_it_is_asked_to():
+def test_dropout_drops_the_share_it_is_asked_to_and_keeps_what_arrives_on_average():
     torch.manual_seed(0)
     before = Spikes(torch.arange(2000.0).expand(50, -1), torch.zeros(50, 2000, dtype=torch.long), 1)
-    kept = SpikeDropout(0.3).train()(before).count().sum().item() / 100_000
+    after = SpikeDropout(0.3).train()(before)
+    kept = after.count().sum().item() / 100_000
     assert abs(kept - 0.7) < 5 * math.sqrt(0.3 * 0.7 / 100_000)  # five standard deviations
+    assert after.height * 0.7 == pytest.approx(1.0)
+    assert SpikeDropout(0.5).train()(after).height * 0.35 == pytest.approx(1.0)
 
 
 def test_jitter_has_the_spread_it_is_asked_for_and_keeps_a_grid():

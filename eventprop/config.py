@@ -47,8 +47,8 @@ class Training:
 
     Attributes:
         epochs, batch_size: whole numbers >= 1.
-        silent: what to do after each epoch about hidden neurons that never fired in it: "none", or "bump", which raises all
-            their incoming weights by ``bump`` times the weight with which one spike of every input would fire them.
+        silent: what to do after each epoch but the last about hidden neurons that never fired in it: "none", or "bump", which
+            raises all their incoming weights by ``bump`` times the weight with which one spike of every input would fire them.
         device: of the network and the data, as torch names it.
         dtype: "float32" or "float64".
         mixed_precision: whether torch's own products and convolutions run in bfloat16, by autocast; not for exact gradients.
@@ -188,7 +188,17 @@ def build(config: DictConfig, groups: Groups) -> dict[str, Any]:
     if resolved["seed"] < 0:
         raise ConfigError(f"seed must be >= 0, got {resolved['seed']}")
     built = {group: _build(group, resolved[group], choices) for group, choices in groups.items()}
+    _check_window(resolved["encoder"], resolved["solver"])
     return {"experiment": resolved["experiment"], "seed": resolved["seed"], **built}
+
+
+def _check_window(encoder: dict[str, Any], solver: dict[str, Any]) -> None:
+    """Raise where the encoder makes spikes after the end of the solver's window, which would have no effect."""
+    for key in ("t_max", "t_off"):
+        if key in encoder and "t_end" in solver and encoder[key] > solver["t_end"]:
+            raise ConfigError(
+                f"encoder.{key}={encoder[key]} must not exceed solver.t_end={solver['t_end']}: later spikes have no effect"
+            )
 
 
 def _build(group: str, node: object, choices: dict[str, Callable[..., Any]]) -> Any:

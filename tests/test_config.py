@@ -85,6 +85,8 @@ def test_the_baseline_shares_everything_but_the_solver(name):
         ("train.mixed_precision=true", r"train.mixed_precision must be false: exact gradients are computed in float32"),
         ("data.name=cifar", r"data.name must be one of mnist, fashion_mnist, yin_yang, delayed_match, got 'cifar'"),
         ("~solver", r"missing key solver"),
+        ("encoder.t_max=50", r"encoder.t_max=50 must not exceed solver.t_end=40.0: later spikes have no effect"),
+        ("encoder=binary_latency solver.t_end=15", r"encoder.t_off=20.0 must not exceed solver.t_end=15"),
     ],
 )
 def test_mistakes_are_named(override, message):

@@ -247,11 +247,23 @@ def test_hidden_activity_counts_hidden_spikes_and_changes_nothing():
 
 
 def test_bump_reaches_a_silent_neuron_and_no_other():
-    layer = SpikingLinear(4, 2, solver=EventDriven(40.0)).requires_grad_(False)
+    layer = SpikingLinear(4, 3, solver=EventDriven(40.0)).requires_grad_(False)
     layer.weight.zero_()
-    assert bump_silent(layer, torch.tensor([True, False]), amount=1.01) == 1
+    layer.weight[1] = layer.neuron.minimum_weight
+    network = torch.nn.Sequential(layer, LeakyReadout(3, 2, solver=EventDriven(40.0)))
     together = Spikes.from_times(torch.full((1, 4), 3.0))
-    assert layer(together).count().tolist() == [[1, 0]]
+    before = layer.weight[1].clone()
+    with HiddenActivity(network) as activity:
+        assert (network[0](together).count() > 0).tolist() == [[False, True, False]]
+    assert bump_silent(activity, amount=1.01) == 2
+    assert torch.equal(layer.weight[1], before)
+    assert layer(together).count()[:, ::2].tolist() == [[1, 1]]
+
+
+def test_no_neuron_is_bumped_after_the_last_epoch(tmp_path):
+    run(tmp_path, *SMALL_YIN_YANG, "train.epochs=3", "model.weight_mean=[-0.5,0.9]")
+    assert ["bumped_neurons" in row for row in metrics_of(tmp_path)] == [True, True, False]
+    assert metrics_of(tmp_path)[0]["bumped_neurons"] > 0
 
 
 def test_score_weighs_batches_by_their_size():

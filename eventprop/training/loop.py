@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from ..config import Config
 from ..data import Dataset, Split
-from ..layers import SpikingLinear
 from ..spikes import Spikes
 from . import tensorboard
 from .data import EncodedSplit, ImageSplit, encode, epoch_order, mixed_seed
@@ -152,10 +151,13 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
             except NonFiniteError as error:
                 log.error("%s. The batch is in %s", error, directory.bad_batch(error.batch))
                 raise
+            activity = state.progress.activity
             state.scheduler.step()
             state.epoch_is_trained()
             for name, split in splits.items():
                 metrics |= evaluate(config, network, split, name)
+            if config.train.silent == "bump" and state.epoch < config.train.epochs:
+                metrics["bumped_neurons"] = bump_silent(activity, config.train.bump)
             metrics["seconds"] = state.seconds[-1]
             state.metrics = metrics
             directory.epoch(metrics)
@@ -242,14 +244,7 @@ def train_epoch(
             score.add(loss, config.loss.predict(output), target)
             progress.step += 1
             after_step()
-    metrics = score.summary("train") | activity.summary()
-    if config.train.silent == "bump":
-        metrics["bumped_neurons"] = sum(
-            bump_silent(layer, silent, config.train.bump)
-            for layer, silent in zip(activity.layers, activity.silent(), strict=True)
-            if isinstance(layer, SpikingLinear)
-        )
-    return metrics
+    return score.summary("train") | activity.summary()
 
 
 @torch.no_grad()

@@ -7,19 +7,24 @@ A neuron that never fires has gradient zero, so it stays silent. The default lea
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..layers import SpikingLinear, SpikingModule
+from .metrics import HiddenActivity
 
 
 @torch.no_grad()
-def bump_silent(layer: SpikingLinear, silent: Tensor, amount: float) -> int:
-    """Raise all incoming weights of the ``silent`` [N] neurons; return how many neurons that are.
+def bump_silent(activity: HiddenActivity, amount: float) -> int:
+    """Raise all incoming weights of the neurons that were silent; return how many neurons that are.
 
     ``amount`` is in units of the weight with which one simultaneous spike of every input would just fire the neuron.
     """
-    layer.weight[silent.to(layer.weight.device)] += amount * layer.neuron.minimum_weight / layer.in_features
-    return int(silent.sum())
+    bumped = 0
+    for layer, silent in zip(activity.layers, activity.silent(), strict=True):
+        assert isinstance(layer, SpikingLinear)
+        layer.weight[silent.to(layer.weight.device)] += amount * layer.neuron.minimum_weight / layer.in_features
+        bumped += int(silent.sum())
+    return bumped
 
 
 def check_can_bump(silent: str, network: nn.Sequential) -> None:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .config import CONFIG_DIRECTORY, Config, parse
 from .training.loop import train
+from .training.parallel import Processes, silence_followers
 from .training.run_log import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -25,11 +26,15 @@ def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) 
     """Train what ``config`` says in the run directory that Hydra has made, and report the test accuracy."""
     try:
         checked = parse(config)
-        directory = RunDirectory(HydraConfig.get().runtime.output_dir, config, checked.train.resume)
-        summary = train(checked, directory, method)
+        processes, directory = Processes(), None
+        if processes.is_first:
+            directory = RunDirectory(HydraConfig.get().runtime.output_dir, config, checked.train.resume)
+        summary = train(checked, directory, method, processes)
     except Exception:
         log.exception("the run failed")  # in train.log as well: in a sweep, others go on
         raise
+    if directory is None:
+        return
     validation = (
         f"validation {100 * summary['validation_accuracy']:.2f} %, " if "validation_accuracy" in summary else ""
     )
@@ -54,4 +59,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    silence_followers()
     main()

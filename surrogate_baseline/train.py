@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from eventprop.config import CONFIG_DIRECTORY
 from eventprop.train import run
+from eventprop.training.parallel import silence_followers
 
 from .config import parse
 
@@ -18,4 +19,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    silence_followers()
     main()

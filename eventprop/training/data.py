@@ -17,6 +17,13 @@ CHUNK = 10_000  # samples encoded at once, to bound the memory that sorting take
 EVALUATION = 0  # the "epoch" of batches to evaluate on; those to train on count from 1
 
 
+Part = Callable[[Tensor], Tensor]
+
+
+def whole_batch(rows: Tensor) -> Tensor:
+    return rows
+
+
 class BatchEncoder(ABC):
     """An encoder that is applied to each batch anew, because it is random or its output is too large to keep."""
 
@@ -40,11 +47,12 @@ class EncodedSplit:
         return self.spikes.num_neurons
 
     def batches(
-        self, size: int, order: Tensor | None = None, epoch: int = EVALUATION, first: int = 0
+        self, size: int, order: Tensor | None = None, epoch: int = EVALUATION, first: int = 0, part: Part = whole_batch
     ) -> Iterator[tuple[Spikes, Tensor]]:
         """Batches of ``size`` samples in the given order, by default the stored one, from batch number ``first`` on; the last
-        may be smaller."""
+        may be smaller. Of each, the ``part`` of its rows that is wanted."""
         for rows in _rows(len(self), size, order)[first:]:
+            rows = part(rows)
             yield self.spikes.select(rows), self.labels[rows]
 
 
@@ -66,12 +74,13 @@ class ImageSplit:
         return self.images[0].numel()
 
     def batches(
-        self, size: int, order: Tensor | None = None, epoch: int = EVALUATION, first: int = 0
+        self, size: int, order: Tensor | None = None, epoch: int = EVALUATION, first: int = 0, part: Part = whole_batch
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of ``size`` samples in the given order, by default the stored one, from batch number ``first`` on; the last
-        may be smaller."""
+        may be smaller. Of each, the ``part`` of its rows that is wanted."""
         generator = torch.Generator(self.images.device)
         for k, rows in enumerate(_rows(len(self), size, order)[first:], first):
+            rows = part(rows)
             generator.manual_seed(mixed_seed(self.seed, epoch, k))
             yield self.encoder(self.images[rows], generator).to(self.dtype), self.labels[rows]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from ..spikes import Spikes
 from . import tensorboard
 from .data import EncodedSplit, ImageSplit, encode, epoch_order, mixed_seed
 from .metrics import Progress, Score
+from .parallel import Processes
 from .policies import bump_silent, check_can_bump
 from .run_log import RunDirectory, versions
 from .stop import StopRequest, stop_requests
@@ -106,15 +108,19 @@ class State:
             log.warning("the checkpoint was made with %s, this is %s", state["versions"], versions())
 
 
-def train(config: Config, directory: RunDirectory, method: str = "eventprop") -> dict[str, Any]:
+def train(
+    config: Config, directory: RunDirectory | None, method: str = "eventprop", processes: Processes | None = None
+) -> dict[str, Any]:
     """Train the network that ``config`` describes; return the summary that is also written to ``directory``.
 
-    ``method`` is the name that the summary gives to the way gradients are computed.
+    ``method`` is the name that the summary gives to the way gradients are computed. Of several ``processes`` only the first
+    has a directory; they write checkpoints, and stop, only between epochs.
 
     Raises:
         NonFiniteError: if a loss or a gradient is NaN or infinite; the batch is kept in ``directory``.
         SystemExit: after SIGTERM or Ctrl-C, with the state kept in ``directory``.
     """
+    processes = Processes() if processes is None else processes
     torch.manual_seed(config.seed)
     dataset: Dataset = config.data()
     parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
@@ -127,29 +133,35 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
     check_can_bump(config.train.silent, network)
     optimizer = config.optimizer.build(network.parameters())
     state = State(network, optimizer, config.optimizer.schedule(optimizer, config.train.epochs), dataset)
-    if directory.resumed is not None:
-        state.load_state_dict(directory.resumed)
+    if (resumed := processes.from_first(directory and directory.resumed)) is not None:
+        state.load_state_dict(resumed)
         log.info("resuming after epoch %d, step %d", state.epoch, state.progress.step)
 
     with stop_requests() as stop, contextlib.ExitStack() as closing:
-        if config.logger.tensorboard:
+        board = None
+        if config.logger.tensorboard and directory is not None:
             shown: Any = next(iter(splits["test"].batches(tensorboard.SAMPLES)))[0]
             board = tensorboard.TensorBoard(directory.path / "tensorboard", dataset, shown, state.epoch + 1)
             closing.callback(board.close)
         due = config.train.checkpoint_timer()
 
         def after_step() -> None:
-            if due() or stop.signal is not None:
-                directory.checkpoint(state.state_dict())
-            _exit_if_asked(stop, state)
+            if processes.size == 1 and directory is not None:
+                if due() or stop.signal is not None:
+                    directory.checkpoint(state.state_dict())
+                if stop.signal is not None:
+                    _exit(stop, state)
 
         for epoch in range(state.epoch, config.train.epochs):
             state.epoch_begins()
             metrics = {"epoch": epoch + 1, "learning_rate": state.scheduler.get_last_lr()[0]}
             try:
-                metrics |= train_epoch(config, network, optimizer, training, epoch, state.progress, after_step)
+                metrics |= train_epoch(
+                    config, network, optimizer, training, epoch, state.progress, after_step, processes
+                )
             except NonFiniteError as error:
-                log.error("%s. The batch is in %s", error, directory.bad_batch(error.batch))
+                if directory is not None:
+                    log.error("%s. The batch is in %s", error, directory.bad_batch(error.batch))
                 raise
             activity = state.progress.activity
             state.scheduler.step()
@@ -160,9 +172,10 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
                 metrics["bumped_neurons"] = bump_silent(activity, config.train.bump)
             metrics["seconds"] = state.seconds[-1]
             state.metrics = metrics
-            directory.epoch(metrics)
-            directory.checkpoint(state.state_dict())
-            if config.logger.tensorboard:
+            if directory is not None:
+                directory.epoch(metrics)
+                directory.checkpoint(state.state_dict())
+            if board is not None:
                 board.epoch(network, metrics)
             log.info(
                 "epoch %d/%d  train loss %.4f accuracy %.2f %%  test loss %.4f accuracy %.2f %%  hidden spikes %.1f  %.1f s",
@@ -170,8 +183,8 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
                 metrics["test_loss"], 100 * metrics["test_accuracy"], metrics["hidden_spikes_per_sample"],
                 metrics["seconds"],
             )  # fmt: skip
-            if state.epoch < config.train.epochs:
-                _exit_if_asked(stop, state)
+            if state.epoch < config.train.epochs and processes.any(stop.signal is not None):
+                _exit(stop, state)
 
     metrics = state.metrics
     summary = {
@@ -191,9 +204,11 @@ def train(config: Config, directory: RunDirectory, method: str = "eventprop") ->
         "dtype": config.train.dtype,
         "mixed_precision": config.train.mixed_precision,
         "threads": torch.get_num_threads(),
+        "processes": processes.size,
         "versions": versions(),
     }  # fmt: skip
-    directory.summary(summary)
+    if directory is not None:
+        directory.summary(summary)
     return summary
 
 
@@ -218,32 +233,39 @@ def train_epoch(
     epoch: int,
     progress: Progress | None = None,
     after_step: Callable[[], None] = lambda: None,
+    processes: Processes | None = None,
 ) -> dict[str, float]:
     """One pass over the training data, or what ``progress`` has left of it: a gradient step per batch."""
     network.train()
+    processes = Processes() if processes is None else processes
     progress = Progress(network) if progress is None else progress
     score, activity = progress.score, progress.activity
     if progress.step == 0:
-        torch.manual_seed(mixed_seed(config.seed, epoch + 1))  # for dropout: an epoch does not depend on those before
+        # for dropout: an epoch does not depend on those before, and processes draw apart
+        torch.manual_seed(mixed_seed(config.seed, epoch + 1, *([processes.rank] if processes.size > 1 else [])))
     size = config.train.batch_size
-    batches = data.batches(size, epoch_order(len(data), config.seed, epoch), epoch + 1, progress.step)
+    batches = data.batches(size, epoch_order(len(data), config.seed, epoch), epoch + 1, progress.step, processes.part)
     bar = config.logger.progress == "bar" or (config.logger.progress == "auto" and sys.stderr.isatty())
     shown = tqdm(
         batches, f"epoch {epoch + 1}", -(-len(data) // size), initial=progress.step, leave=False, disable=not bar
     )
     with activity:
         for inputs, target in shown:
-            with config.train.autocast():
-                output = network(inputs)
-            loss = config.loss(output, target)
             optimizer.zero_grad()
-            loss.backward()
+            loss = None
+            if len(target):  # a last batch may be too small for all processes
+                with config.train.autocast():
+                    output = network(inputs)
+                loss = config.loss(output, target)
+                loss.backward()
+                score.add(loss, config.loss.predict(output), target)
+            processes.add_gradients(network, len(target))
             if (bad := _not_finite(loss, network)) is not None:
                 raise NonFiniteError(bad, epoch, progress.step, {"inputs": _plain(inputs), "target": target})
             optimizer.step()
-            score.add(loss, config.loss.predict(output), target)
             progress.step += 1
             after_step()
+    processes.add_progress(progress)
     return score.summary("train") | activity.summary()
 
 
@@ -265,9 +287,9 @@ def evaluate(
     return score.summary(name)
 
 
-def _not_finite(loss: Tensor, network: nn.Sequential) -> str | None:
+def _not_finite(loss: Tensor | None, network: nn.Sequential) -> str | None:
     """The name of what is NaN or infinite: the loss, or the first gradient that is."""
-    if not loss.isfinite():
+    if loss is not None and not loss.isfinite():
         return "the loss"
     for name, parameter in network.named_parameters():
         if parameter.grad is not None and not torch.linalg.vector_norm(parameter.grad, math.inf).isfinite():
@@ -282,10 +304,10 @@ def _plain(inputs: Spikes | Tensor) -> dict[str, Any] | Tensor:
     return inputs
 
 
-def _exit_if_asked(stop: StopRequest, state: State) -> None:
-    if stop.signal is not None:
-        log.info(
-            "stopped by %s after epoch %d, step %d; train.resume=true goes on from there",
-            stop.signal.name, state.epoch, state.progress.step,
-        )  # fmt: skip
-        raise SystemExit(128 + stop.signal)
+def _exit(stop: StopRequest, state: State) -> NoReturn:
+    number = stop.signal or signal.SIGTERM  # which another process may have received
+    log.info(
+        "stopped by %s after epoch %d, step %d; train.resume=true goes on from there",
+        number.name, state.epoch, state.progress.step,
+    )  # fmt: skip
+    raise SystemExit(128 + number)

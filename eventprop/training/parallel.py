@@ -1,0 +1,94 @@
+"""Several processes that share every batch, as torchrun starts them: ``torchrun --nproc-per-node=2 -m eventprop.train ...``.
+
+Each process works on its part of a batch; gradients, and what an epoch measures, are added up. So a run is the same as that of
+one process with the same batch size, but for the order of sums and for what is random: dropout and random encoders.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from .metrics import Progress
+
+
+class Processes:
+    """This process, and how many there are. The first one alone writes files."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = 0, 1
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun
+            self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if self.size > 1 and not distributed.is_initialized():
+            distributed.init_process_group("gloo")
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def part(self, rows: Tensor) -> Tensor:
+        """The part of the ``rows`` of a batch that is this process's."""
+        return rows.tensor_split(self.size)[self.rank]
+
+    def from_first(self, value: Any) -> Any:
+        """The ``value`` that the first process has."""
+        if self.size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values)
+        return values[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is true in any process."""
+        return bool(self._sum(torch.tensor([int(flag)]))) if self.size > 1 else flag
+
+    def add_gradients(self, network: nn.Module, samples: int) -> None:
+        """Make the gradients of means over ``samples`` samples those of the mean over all processes' samples."""
+        if self.size == 1:
+            return
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([gradient.reshape(-1).cpu() for gradient in gradients])
+        total = self._sum(torch.cat([flat * samples, flat.new_tensor([samples])]))
+        for p, mean in zip(parameters, (total[:-1] / total[-1]).split([p.numel() for p in parameters]), strict=True):
+            p.grad = torch.empty_like(p).copy_(
+                mean.reshape(p.shape)
+            )  # with the strides of p, which fused optimizers need
+
+    def add_progress(self, progress: Progress) -> None:
+        """Make what was measured that of all processes."""
+        if self.size == 1:
+            return
+        score, activity = progress.score, progress.activity
+        score.samples, activity.samples = self._sum(torch.tensor([score.samples, activity.samples])).tolist()
+        score.loss, score.correct, activity.grazing = map(self._sum, (score.loss, score.correct, activity.grazing))
+        activity.counts = [
+            self._sum(count if len(count) == layer_size else count.new_zeros(layer_size))
+            for count, layer_size in zip(activity.counts, self._sizes(activity.counts), strict=True)
+        ]
+
+    def _sizes(self, counts: list[Tensor]) -> list[int]:
+        """The largest size of each tensor in any process: one that has seen no sample does not know how many neurons it has."""
+        sizes = torch.tensor([len(count) for count in counts])
+        distributed.all_reduce(sizes, distributed.ReduceOp.MAX)
+        return sizes.tolist()
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def silence_followers() -> None:
+    """Let Hydra make the run directory in the first process alone. Called before Hydra reads the command line."""
+    if int(os.environ.get("RANK", 0)) > 0 and "TORCHELASTIC_RUN_ID" in os.environ:
+        unused = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, unused, ignore_errors=True)
+        sys.argv += [f"hydra.run.dir={unused}", "hydra/job_logging=disabled"]

@@ -57,6 +57,10 @@ class SpikeTimeJitter(_Augmentation):
 
     Args:
         std: standard deviation in ms, > 0.
+
+    >>> jitter, spikes = SpikeTimeJitter(0.5), Spikes.from_times(torch.tensor([[1.0, 2.0]]))
+    >>> torch.equal(jitter(spikes).first_spike_time(), spikes.first_spike_time())
+    False
     """
 
     def __init__(self, std: float) -> None:
@@ -111,6 +115,11 @@ class BackgroundSpikes(_Augmentation):
     Args:
         rate: of each neuron, in spikes per ms, > 0.
         t_end: in ms, > 0.
+
+    >>> _ = torch.manual_seed(0)
+    >>> silence = Spikes.from_times(torch.full((1, 1000), torch.inf))
+    >>> 150 < BackgroundSpikes(rate=0.005, t_end=40.0)(silence).count().sum() < 250  # 200 on average
+    tensor(True)
     """
 
     def __init__(self, rate: float, t_end: float) -> None:

@@ -34,6 +34,14 @@ class LearnableLIF(nn.Module):
     >>> neuron = LearnableLIF(3, learn=["tau_mem"])
     >>> [name for name, _ in neuron.named_parameters()]
     ['log_tau_mem']
+
+    Neurons that a constant current above the threshold makes fire without any input, at most every 5 ms:
+
+    >>> from eventprop import EventDriven, Spikes, SpikingLinear
+    >>> neuron = LearnableLIF(1, bias=2.0, refractory=5.0, learn=["bias"])
+    >>> layer = SpikingLinear(2, 1, neuron=neuron, solver=EventDriven(t_end=40.0))
+    >>> layer(Spikes.from_times(torch.full((1, 2), torch.inf))).to_times(2).detach()
+    tensor([[[13.8629, 32.7259]]])
     """
 
     log_tau_mem: Tensor

@@ -60,6 +60,9 @@ def spike_time_mse(spikes: Spikes, target: Tensor, tau: float = 1.0) -> Tensor:
         spikes: of N neurons.
         target: [B, N] times in ms.
         tau: time scale in ms, > 0.
+
+    >>> spike_time_mse(Spikes.from_times(torch.tensor([[3.0, 8.0]])), torch.tensor([[1.0, math.inf]]))
+    tensor(4.)
     """
     positive("tau", tau)
     time = spikes.first_spike_time()
@@ -81,6 +84,9 @@ def smooth_count(spikes: Spikes, t_end: float, tau: float) -> Tensor:
     Args:
         t_end: end of the window in ms; later spikes do not count.
         tau: in ms, > 0.
+
+    >>> smooth_count(Spikes.from_times(torch.tensor([[[0.0, 100.0], [39.0, torch.inf]]])), t_end=40.0, tau=1.0)
+    tensor([[1.0000, 0.6321]])
     """
     tau, t_end = positive("tau", tau), positive("t_end", t_end)
     left = (t_end - spikes.time).clamp(min=0.0)
@@ -109,6 +115,10 @@ def spike_count_penalty(
     Args:
         t_end, tau: as for ``smooth_count``.
         low, high: spikes per sample, 0 <= low <= high.
+
+    >>> busy = Spikes.from_times(torch.tensor([[[0.0, 1.0, 2.0], [0.0, torch.inf, torch.inf]]]))
+    >>> spike_count_penalty(busy, t_end=100.0, tau=1.0, low=1.0, high=2.0)  # (3 - 2)^2, for one of two neurons
+    tensor(0.5000)
     """
     if not 0 <= low <= high:
         raise ValueError(f"low and high must satisfy 0 <= low <= high, got low={low} and high={high}")

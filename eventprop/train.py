@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from .config import CONFIG_DIRECTORY, Config, parse
+from .config import CONFIG_DIRECTORY, Config, ConfigError, parse
 from .training.loop import train
 from .training.parallel import Processes, silence_followers
 from .training.run_log import RunDirectory
@@ -27,6 +28,10 @@ def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) 
     try:
         checked = parse(config)
         processes, directory = Processes(), None
+        if processes.size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise ConfigError(
+                "-m must not be combined with torchrun; start a sweep with python -m, or one run with torchrun"
+            )
         if processes.is_first:
             directory = RunDirectory(HydraConfig.get().runtime.output_dir, config, checked.train.resume)
         summary = train(checked, directory, method, processes)

@@ -6,13 +6,11 @@ import contextlib
 import logging
 import signal
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from ..config import Config
@@ -24,6 +22,7 @@ from .metrics import Progress, Score
 from .parallel import Processes
 from .policies import bump_silent, check_can_bump
 from .run_log import RunDirectory, versions
+from .state import State
 from .stop import StopRequest, stop_requests
 
 log = logging.getLogger(__name__)
@@ -40,71 +39,6 @@ class NonFiniteError(RuntimeError):
             f"lower optimizer.lr, or solver.grazing=clamp"
         )
         self.batch = {"epoch": epoch, "step": step, **batch}
-
-
-class State:
-    """All that training changes: what a checkpoint holds."""
-
-    def __init__(
-        self, network: nn.Sequential, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, dataset: Dataset
-    ) -> None:
-        self.network, self.optimizer, self.scheduler = network, optimizer, scheduler
-        # what it takes to build the network again without the data set
-        self.task = {"sample_shape": list(dataset.test.images.shape[1:]), "num_classes": dataset.num_classes}
-        self.progress = Progress(network)  # in the epoch that has begun
-        self.metrics: dict[str, Any] = {}  # of the last complete epoch
-        self.seconds: list[float] = []  # that each complete epoch took
-        self._run_begin = self._epoch_begin = time.perf_counter()
-
-    @property
-    def epoch(self) -> int:
-        """The number of complete epochs."""
-        return len(self.seconds)
-
-    @property
-    def train_seconds(self) -> float:
-        """Since the begin of the run, without the time between a stop and its resume."""
-        return time.perf_counter() - self._run_begin
-
-    def epoch_is_trained(self) -> None:
-        self.seconds.append(time.perf_counter() - self._epoch_begin)
-        self.progress = Progress(self.network)
-
-    def epoch_begins(self) -> None:
-        if self.progress.step == 0:
-            self._epoch_begin = time.perf_counter()
-
-    def state_dict(self) -> dict[str, Any]:
-        now = time.perf_counter()
-        return {
-            "epoch": self.epoch,
-            "task": self.task,
-            "progress": self.progress.state_dict(),
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "generator": torch.get_rng_state(),
-            "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "metrics": self.metrics,
-            "seconds": self.seconds,
-            "epoch_seconds": now - self._epoch_begin,
-            "train_seconds": now - self._run_begin,
-            "versions": versions(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        now = time.perf_counter()
-        self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.progress.load_state_dict(state["progress"])
-        torch.set_rng_state(state["generator"])
-        if state["cuda_generators"]:
-            torch.cuda.set_rng_state_all(state["cuda_generators"])
-        self.metrics, self.seconds = state["metrics"], state["seconds"]
-        self._epoch_begin, self._run_begin = now - state["epoch_seconds"], now - state["train_seconds"]
-        if state["versions"] != versions():
-            log.warning("the checkpoint was made with %s, this is %s", state["versions"], versions())
 
 
 def train(
@@ -185,10 +119,17 @@ def train(
             if state.epoch < config.train.epochs and processes.any(stop.signal is not None):
                 _exit(stop, state)
 
-    metrics = state.metrics
-    summary = {
-        "experiment": config.experiment,
-        "method": method,
+    summary = {"experiment": config.experiment, "method": method, "processes": processes.size}
+    summary |= _summary(config, dataset, sizes, state)
+    if directory is not None:
+        directory.summary(summary)
+    return summary
+
+
+def _summary(config: Config, dataset: Dataset, sizes: dict[str, int], state: State) -> dict[str, Any]:
+    """What a finished run was, and what it came to; ``sizes`` are those of the splits."""
+    metrics, network = state.metrics, state.network
+    return {
         **{key: value for key, value in metrics.items() if key.endswith(("_accuracy", "_loss"))},
         "epochs": config.train.epochs,
         "seed": config.seed,
@@ -203,12 +144,8 @@ def train(
         "dtype": config.train.dtype,
         "mixed_precision": config.train.mixed_precision,
         "threads": torch.get_num_threads(),
-        "processes": processes.size,
         "versions": versions(),
     }  # fmt: skip
-    if directory is not None:
-        directory.summary(summary)
-    return summary
 
 
 def encoded(config: Config, split: Split) -> EncodedSplit | ImageSplit:

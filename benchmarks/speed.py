@@ -210,36 +210,13 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from eventprop.plots import plot_work_precision
 
-    figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-    styles = {"event-driven": ("#000000", "*"), "grid, exponential": ("#0072B2", "o"), "grid, euler": ("#D55E00", "s"),
-              "grid, surrogate": ("#009E73", "^")}  # fmt: skip
-    for name, (color, marker) in styles.items():
-        mine = [row for row in rows if row["solver"] == name]
-        size = 14 if marker == "*" else 6
-        ax.plot(
-            [r["ms"] for r in mine],
-            [r["gradient_error"] for r in mine],
-            color=color,
-            marker=marker,
-            ms=size,
-            label=name,
-        )
-        for row in mine:
-            if name == "grid, exponential":
-                at = (row["ms"], row["gradient_error"])
-                ax.annotate(f"{row['dt']:g}", at, (5, 4), textcoords="offset points", color=color, fontsize=8)
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="forward and backward, ms per batch of 64",
-        ylabel="relative error of the gradient",
+    ax = plot_work_precision(
+        [{"series": r["solver"], "ms": r["ms"], "error": r["gradient_error"], "dt": r["dt"]} for r in rows]
     )
-    ax.set_title("Numbers: step length in ms, the same from left to right in each series", fontsize=9, loc="right")
-    ax.legend(frameon=False)
-    ax.grid(alpha=0.3, which="both")
-    figure.savefig(path, dpi=150)
+    ax.set_title("Numbers: step length in ms", fontsize=9, loc="right")
+    ax.figure.savefig(path, dpi=150)
 
 
 def table(report: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """One table of all runs below a directory: ``python -m eventprop.collect multirun/mnist_gray/...``.
 
-Runs that differ in nothing but their seed are one row. Writes results.csv and results.md to the directory, and prints the
+Runs that differ in nothing but their seed are one row. Writes collected.csv and collected.md to the directory, and prints the
 latter.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from .config import ConfigError
 from .training.run_log import MAY_CHANGE, flat
@@ -50,7 +53,7 @@ def collect(directory: Path) -> tuple[list[dict[str, Any]], list[Path]]:
         keys = [key for key in keys if len({repr(config.get(key)) for config in configs.values()}) > 1]
         settings: dict[str, list[dict[str, Any]]] = {}
         for path, summary in group.items():
-            setting = " ".join(f"{key}={configs[path].get(key)}" for key in keys)
+            setting = " ".join(f"{key}={_text(configs[path].get(key))}" for key in keys)
             settings.setdefault(setting, []).append(summary)
         rows += [_row(experiment, method, setting, found) for setting, found in settings.items()]
     return rows, unfinished
@@ -59,16 +62,28 @@ def collect(directory: Path) -> tuple[list[dict[str, Any]], list[Path]]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text())
-        return {key: summary[key] for key in ("experiment", "method", "test_accuracy", "epochs", "train_seconds")} | {
-            "hidden_spikes_per_sample": summary.get("hidden_spikes_per_sample")
-        }
+        found = {key: summary[key] for key in ("experiment", "method", "test_accuracy", "epochs", "train_seconds")}
+        if not all(math.isfinite(found[key]) for key in ("test_accuracy", "train_seconds")):
+            raise ValueError("its numbers are not finite")
+        return found | {"hidden_spikes_per_sample": summary.get("hidden_spikes_per_sample")}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no summary of a run: {error!r}; remove it") from error
 
 
 def _config(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
-    return flat(OmegaConf.load(path)) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        values = flat(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is no configuration of a run: {error}; remove it") from error
+    # 5 and 5.0 are one setting
+    return {key: float(v) if isinstance(v, int) and not isinstance(v, bool) else v for key, v in values.items()}
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _row(experiment: str, method: str, setting: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -109,11 +124,11 @@ def main(arguments: Sequence[str]) -> None:
         )
     directory = Path(arguments[0])
     rows, unfinished = collect(directory)
-    with open(directory / "results.csv", "w", newline="") as file:
+    with open(directory / "collected.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    (directory / "results.md").write_text(markdown(rows))
+    (directory / "collected.md").write_text(markdown(rows))
     print(markdown(rows), end="")
     for path in unfinished:
         print(f"not finished: {path}")

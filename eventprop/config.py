@@ -199,6 +199,11 @@ def _check_window(encoder: dict[str, Any], solver: dict[str, Any]) -> None:
             raise ConfigError(
                 f"encoder.{key}={encoder[key]} must not exceed solver.t_end={solver['t_end']}: later spikes have no effect"
             )
+    if "t_step" in encoder and "t_end" in solver and encoder["t_step"] + encoder["t_width"] > solver["t_end"]:
+        raise ConfigError(
+            f"encoder.t_step={encoder['t_step']} must leave time for a second row: t_step + t_width={encoder['t_width']} must "
+            f"not exceed solver.t_end={solver['t_end']}"
+        )
 
 
 def _build(group: str, node: object, choices: dict[str, Callable[..., Any]]) -> Any:
@@ -234,14 +239,15 @@ def _options(target: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def check_keys(group: str, found: dict, expected: list[str]) -> None:
+def check_keys(group: str, found: dict, expected: list[str], complete: bool = True) -> None:
+    """Raise for a key that is not ``expected`` and, if the keys must be ``complete``, for one that is missing."""
     prefix = f"{group}." if group else ""
     for key in found:
         if key not in expected:
             close = difflib.get_close_matches(str(key), expected, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"allowed are {', '.join(expected) or 'none'}"
             raise ConfigError(f"unknown key {prefix}{key}; {hint}")
-    for key in expected:
+    for key in expected if complete else []:
         if key not in found:
             raise ConfigError(f"missing key {prefix}{key}")
 

@@ -73,7 +73,7 @@ def check_threshold(threshold: float) -> None:
         raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
 
 
-def sequence_encode(rows: Tensor, t_width: float = 10.0, t_step: float = 100.0) -> Spikes:
+def sequence_encode(rows: Tensor, t_width: float = 10.0, t_step: float = 20.0) -> Spikes:
     """Latency code of values that are shown one row after the other, to the same neurons.
 
     Neuron c spikes at k ``t_step`` + (1 - x) ``t_width`` for the value x in row k, column c.

@@ -1,6 +1,7 @@
 """The test accuracy of a trained network: ``python -m eventprop.evaluate checkpoint=runs/.../checkpoint.pt``.
 
-Options: ``batch_size=500``, and the keys of the group ``data``, such as ``data.root=DIR``.
+Options: ``batch_size=500``, ``device=cpu``, and the keys of the group ``data``, such as ``data.root=DIR``. The result does not
+depend on the batch size, except with random encoders, which draw for each batch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .checks import whole
 from .config import parse
 from .training.loop import EVALUATION_BATCH, encoded, evaluate
 from .training.restore import Parse, options, restore
@@ -18,17 +18,20 @@ from .training.restore import Parse, options, restore
 
 def run(arguments: Sequence[str], parse: Parse) -> dict[str, float]:
     """Print and return what the network of a checkpoint reaches on the test data, beside what its summary says."""
-    given = options(arguments, {"checkpoint": None, "batch_size": EVALUATION_BATCH, "data": {}})
-    config, network, state = restore(given["checkpoint"], parse, given["data"])
+    given = options(arguments, {"checkpoint": None, "batch_size": EVALUATION_BATCH, "device": "cpu", "data": {}})
+    config, network, state = restore(given["checkpoint"], parse, given["data"], given["device"])
     test = encoded(config, config.data().test)
-    metrics = evaluate(config, network, test, batch_size=whole("batch_size", given["batch_size"], minimum=1))
+    metrics = evaluate(config, network, test, batch_size=given["batch_size"])
     print(
         f"{config.experiment} after {state['epoch']} epochs: test accuracy {100 * metrics['test_accuracy']:.2f} %, loss "
         f"{metrics['test_loss']:.4f}, {len(test)} samples"
     )
     summary = Path(given["checkpoint"]).parent / "summary.json"
     if summary.is_file():
-        print(f"{summary} says {100 * json.loads(summary.read_text())['test_accuracy']:.2f} %")
+        try:
+            print(f"{summary} says {100 * json.loads(summary.read_text())['test_accuracy']:.2f} %")
+        except (ValueError, KeyError, TypeError) as error:
+            print(f"{summary} cannot be read: {error!r}")
     return metrics
 
 

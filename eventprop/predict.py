@@ -1,6 +1,7 @@
 """Classify image files: ``python -m eventprop.predict checkpoint=runs/.../checkpoint.pt image=digit.png``.
 
-Several files: ``image=[a.png,b.png]``. Images are bright on dark, as MNIST is; ``invert=true`` for those that are not.
+Several files: ``image=a.png,b.png``. Images are bright on dark, as MNIST is; ``invert=true`` for those that are not. ``device``
+is ``cpu`` unless given.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def read_image(path: str, shape: Sequence[int], invert: bool = False) -> Tensor:
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ConfigError(f"image {path} must have 8 bits per channel, got mode {image.mode}; convert it")
             grey = image.convert("L")
     except FileNotFoundError as error:
         raise ConfigError(f"image must be a file, there is no {path}") from error
@@ -45,12 +48,12 @@ def read_image(path: str, shape: Sequence[int], invert: bool = False) -> Tensor:
 @torch.no_grad()
 def run(arguments: Sequence[str]) -> list[dict[str, Any]]:
     """Print and return class, confidence and spike times for each image."""
-    given = options(arguments, {"checkpoint": None, "image": None, "invert": False})
-    config, network, state = restore(given["checkpoint"], parse)
+    given = options(arguments, {"checkpoint": None, "image": None, "invert": False, "device": "cpu"})
+    config, network, state = restore(given["checkpoint"], parse, device=given["device"])
     shape = state["task"]["sample_shape"]
-    if len(shape) != 2:
+    if len(shape) != 2 or math.prod(shape) != state["task"]["num_inputs"]:
         raise ConfigError(f"checkpoint must be of a network for images, this one takes samples of shape {shape}")
-    files = given["image"] if isinstance(given["image"], list) else [given["image"]]
+    files = [file for file in given["image"].split(",") if file]
     images = torch.stack([read_image(str(file), shape, given["invert"]) for file in files])
     values: Any = config.encoder(images).to(getattr(torch, config.train.dtype)).to(config.train.device)
     spiking: list[tuple[str, Spikes]] = []

@@ -13,6 +13,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from .config import CONFIG_DIRECTORY, Config, ConfigError, parse
+from .data import DataError
+from .training.checkpoint import CheckpointError
 from .training.loop import train
 from .training.parallel import Processes, silence_followers
 from .training.run_log import RunDirectory
@@ -35,6 +37,9 @@ def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) 
         if processes.is_first:
             directory = RunDirectory(HydraConfig.get().runtime.output_dir, config, checked.train.resume)
         summary = train(checked, directory, method, processes)
+    except (ConfigError, DataError, CheckpointError, FileExistsError) as error:  # mistakes, which name themselves
+        log.error("%s", error)
+        raise
     except Exception:
         log.exception("the run failed")  # in train.log as well: in a sweep, others go on
         raise

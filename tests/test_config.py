@@ -86,6 +86,7 @@ def test_the_baseline_shares_everything_but_the_solver(name):
         ("data.name=cifar", r"data.name must be one of mnist, fashion_mnist, yin_yang, delayed_match, got 'cifar'"),
         ("~solver", r"missing key solver"),
         ("encoder.t_max=50", r"encoder.t_max=50 must not exceed solver.t_end=40.0: later spikes have no effect"),
+        ("+experiment=delayed_match encoder.t_step=145", r"encoder.t_step=145 must leave time for a second row"),
         ("encoder=binary_latency solver.t_end=15", r"encoder.t_off=20.0 must not exceed solver.t_end=15"),
     ],
 )

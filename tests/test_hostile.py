@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import hashlib
 import itertools
 import math
 import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -282,10 +283,15 @@ def test_damaged_data_files_are_refused(tmp_path_factory, data):
     with pytest.MonkeyPatch.context() as patch:
         contents = {name: bytes([k]) * 40 for k, name in enumerate(mnist.SIZES)}
         patch.setattr(mnist, "SIZES", {name: len(content) for name, content in contents.items()})
+        digests = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
+        patch.setattr(mnist, "MNIST_MD5", digests)
         for name, content in contents.items():
             (folder / name).write_bytes(content)
         victim = data.draw(st.sampled_from(sorted(contents)))
-        (folder / victim).write_bytes(data.draw(damaged(contents[victim])))
+        mnist._check_file(folder / victim, mnist.SIZES[victim], digests[victim])  # as long as it is whole
+        content = data.draw(damaged(contents[victim]))
+        assume(content != contents[victim])
+        (folder / victim).write_bytes(content)
         with pytest.raises(DataError, match="bytes, expected|is corrupt"):
             mnist.load_mnist(str(root), "full")
 

@@ -49,6 +49,15 @@ def test_rate_coded_networks_are_restored(tmp_path):
     assert metrics["test_accuracy"] == summary["test_accuracy"]
 
 
+def test_networks_whose_inputs_are_fewer_than_a_sample_has_values_are_restored(tmp_path):
+    sizes = ("data.n_train=64", "data.n_test=50", "data.n_validation=1", "train.epochs=1", "model.hidden=8")
+    summary = run(tmp_path, "+experiment=delayed_match", *sizes)
+    checkpoint = f"checkpoint={tmp_path / 'checkpoint.pt'}"
+    assert evaluate.run([checkpoint], parse)["test_accuracy"] == summary["test_accuracy"]
+    with pytest.raises(ConfigError, match=r"checkpoint must be of a network for images, .* shape \[2, 12\]"):
+        predict.run([checkpoint, "image=digit.png"])
+
+
 def test_mistakes_of_the_command_line_are_named(digits, tmp_path):
     path, _ = digits
     checkpoint = f"checkpoint={path / 'checkpoint.pt'}"
@@ -57,19 +66,28 @@ def test_mistakes_of_the_command_line_are_named(digits, tmp_path):
         ([checkpoint, "batchsize=3"], r"unknown key batchsize; did you mean batch_size\?"),
         (
             [checkpoint, "fast"],
-            "arguments have the form KEY=VALUE with KEY one of checkpoint, batch_size, data; got 'fast'",
+            "arguments have the form KEY=VALUE with KEY one of checkpoint, batch_size, device, data",
         ),
+        ([checkpoint, "batch_size=0"], "batch_size must be a whole number >= 1, got '0'"),
+        ([checkpoint, "batch_size=[1"], r"batch_size must be a whole number >= 1, got '\[1'"),
+        (["checkpoint.x=3"], "unknown key checkpoint.x"),
+        (["checkpoint="], "checkpoint is missing"),
+        ([checkpoint, "data=[1]"], "data is a group; give its keys, as in data.root=DIR"),
+        ([checkpoint, "data.root=[1"], r"cannot read data.root=\[1"),
+        ([checkpoint, "device=toaster"], "train.device 'toaster' cannot be used here"),
         ([checkpoint, "data.rot=3"], r"unknown key data.rot; did you mean data.root\?"),
     ):
         with pytest.raises(ConfigError, match=message):
             evaluate.run(arguments, parse)
-    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
-        evaluate.run([checkpoint, "batch_size=0"], parse)
     with pytest.raises(FileNotFoundError, match="there is no checkpoint nowhere"):
         evaluate.run(["checkpoint=nowhere"], parse)
     (tmp_path / "checkpoint.pt").write_bytes((path / "checkpoint.pt").read_bytes())
     with pytest.raises(FileNotFoundError, match=r"there is no .*config.yaml, which a run leaves beside its checkpoint"):
         evaluate.run([f"checkpoint={tmp_path / 'checkpoint.pt'}"], parse)
+    for text in ("- 1", "a: [1"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"config.yaml (is no configuration of a run|cannot be read)"):
+            evaluate.run([f"checkpoint={tmp_path / 'checkpoint.pt'}"], parse)
     (tmp_path / "checkpoint.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="is damaged or no checkpoint"):
         evaluate.run([f"checkpoint={tmp_path / 'checkpoint.pt'}"], parse)
@@ -86,7 +104,7 @@ def test_images_are_classified(digits, tmp_path, capsys):
     Image.fromarray(255 - test.images[0].numpy()).resize((56, 56), Image.Resampling.NEAREST).save(tmp_path / "3.png")
     files = ",".join(str(tmp_path / f"{k}.png") for k in range(3))
     checkpoint = f"checkpoint={path / 'checkpoint.pt'}"
-    results = predict.run([checkpoint, f"image=[{files}]"])
+    results = predict.run([checkpoint, f"image={files}"])
     assert [result["class"] for result in results] == output.argmax(1).tolist()
     assert [result["confidence"] for result in results] == pytest.approx(output.softmax(1).amax(1).tolist())
     assert "layer 0: " in capsys.readouterr().out
@@ -98,6 +116,13 @@ def test_images_are_classified(digits, tmp_path, capsys):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ConfigError, match="cannot be read"):
         predict.run([checkpoint, f"image={tmp_path / 'text.png'}"])
+    Image.new("I;16", (28, 28)).save(tmp_path / "deep.png")
+    with pytest.raises(ConfigError, match=r"must have 8 bits per channel, got mode I;16"):
+        predict.run([checkpoint, f"image={tmp_path / 'deep.png'}"])
+    with pytest.raises(ConfigError, match="invert must be true or false, got 'maybe'"):
+        predict.run([checkpoint, f"image={tmp_path / '0.png'}", "invert=maybe"])
+    with pytest.raises(ConfigError, match="image is missing"):
+        predict.run([checkpoint, "image="])
 
 
 def test_first_spikes_of_the_classes_are_shown(tmp_path, capsys):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -19,6 +22,7 @@ from test_training import SMALL_YIN_YANG, metrics_of, run
 
 from eventprop import losses
 from eventprop.config import ConfigError
+from eventprop.data import load_yin_yang
 from eventprop.training.checkpoint import CheckpointError, load_checkpoint, previous_of, save_checkpoint
 from eventprop.training.loop import NonFiniteError, train
 from eventprop.training.run_log import RunDirectory
@@ -69,26 +73,90 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, primary, options):
         run(tmp_path / "parts", *options, "train.resume=true", primary=primary)
 
 
+@pytest.mark.parametrize(
+    ("primary", "options"),
+    [
+        ("config", (*SMALL_YIN_YANG, "model.dropout=0.3")),
+        ("surrogate", ("+experiment=mnist_rate", *DIGITS, "encoder.steps=5")),
+    ],
+    ids=["dropout", "poisson"],
+)
+def test_a_run_that_stopped_within_an_epoch_ends_as_an_uninterrupted_one(tmp_path, primary, options):
+    """What is random goes on where it was: dropout draws from torch's generator, Poisson encoders from those of the batches."""
+    options = (*options, "train.epochs=3")
+    whole = run(tmp_path / "whole", *options, primary=primary)
+    config = composed(*options, "train.checkpoint_every='1 steps'", primary=primary)
+    directory = RunDirectory(tmp_path / "parts", config)
+    written = directory.checkpoint
+
+    def stop(state):
+        written(state)
+        if state["epoch"] == 1 and state["progress"]["step"] == 3:
+            raise KeyboardInterrupt
+
+    directory.checkpoint = stop
+    with pytest.raises(KeyboardInterrupt):
+        train(parse(config), directory, whole["method"])
+    torch.manual_seed(12345)
+    run(tmp_path / "parts", *options, "train.resume=true", primary=primary)
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+    assert same(state_of(tmp_path / "parts"), state_of(tmp_path / "whole"))
+
+
 def test_files_that_do_not_fit_a_run_are_named(tmp_path):
     run(tmp_path, *SMALL_YIN_YANG)
     (tmp_path / "summary.json").unlink()
     resume = (*SMALL_YIN_YANG, "train.resume=true")
-    metrics, checkpoint = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "checkpoint.pt").read_bytes()
-    (tmp_path / "metrics.jsonl").write_text(metrics.splitlines()[0] + "\n")
-    with pytest.raises(ValueError, match="has 1 epochs, .* comes after epoch 2; they are not of one run"):
+    path, metrics = tmp_path / "checkpoint.pt", (tmp_path / "metrics.jsonl").read_text()
+    previous, checkpoint = previous_of(path).read_bytes(), path.read_bytes()
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(CheckpointError, match="has 0 epochs, .* comes after epoch 2; they are not of one run"):
         run(tmp_path, *resume)
     (tmp_path / "metrics.jsonl").write_text(metrics)
-    (tmp_path / "checkpoint.pt").unlink()
-    with pytest.raises(ValueError, match="has 2 epochs, .* comes after epoch 0; they are not of one run"):
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*; the checkpoint before it is kept"):
+        run(tmp_path, *resume)
+    previous_of(path).unlink()
+    with pytest.raises(CheckpointError, match="has 2 epochs, .* comes after epoch 0; they are not of one run"):
         run(tmp_path, *resume)
     assert (tmp_path / "metrics.jsonl").read_text() == metrics
-    (tmp_path / "checkpoint.pt").write_bytes(checkpoint[:100])
-    with pytest.raises(CheckpointError, match=r"checkpoint.pt is damaged or no checkpoint"):
+    path.write_bytes(checkpoint[:100])
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint.pt is damaged or no checkpoint .*choose another hydra.run.dir"
+    ):
         run(tmp_path, *resume)
-    (tmp_path / "checkpoint.pt").write_bytes(checkpoint)
+    path.write_bytes(checkpoint)
+    previous_of(path).write_bytes(previous)
+    config = composed(*resume)
+    other = dataclasses.replace(parse(config), data=functools.partial(load_yin_yang, n_train=200, n_test=100))
+    with pytest.raises(ValueError, match=r"the run began on .*'train': 300.*, these are .*'train': 200.*; resume with"):
+        train(other, RunDirectory(tmp_path, config, resume=True))
     (tmp_path / "config.yaml").unlink()
-    with pytest.raises(ValueError, match=r"has a checkpoint but no config.yaml"):
+    with pytest.raises(CheckpointError, match=r"has a checkpoint but no config.yaml"):
         run(tmp_path, *resume)
+
+
+@pytest.mark.parametrize("kept", [0, 10], ids=["lost", "torn"])
+def test_the_last_line_of_metrics_is_restored(tmp_path, kept):
+    run(tmp_path, *SMALL_YIN_YANG)
+    (tmp_path / "summary.json").unlink()
+    before = metrics_of(tmp_path)
+    first, second = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text(first + "\n" + second[:kept])
+    run(tmp_path, *SMALL_YIN_YANG, "train.resume=true")
+    assert metrics_of(tmp_path) == before
+
+
+def test_a_directory_in_use_is_refused_and_an_unused_one_given_back(tmp_path):
+    config = composed(*SMALL_YIN_YANG)
+    directory = RunDirectory(tmp_path, config)
+    for resume in (True, False):
+        with pytest.raises(FileExistsError, match="is that of a run that is going on; choose another hydra.run.dir"):
+            RunDirectory(tmp_path, config, resume)
+    directory.release()
+    with pytest.raises(ValueError, match="model.weight_mean must have one number"):
+        run(tmp_path, *SMALL_YIN_YANG, "model.weight_mean=[1.0]", "model.weight_std=[1.0]")
+    run(tmp_path, *SMALL_YIN_YANG)  # once the mistake is corrected
 
 
 def test_resuming_nothing_begins_a_run_and_says_so(tmp_path, caplog):
@@ -120,7 +188,7 @@ def same(a: object, b: object) -> bool:
 
 
 MANY_STEPS = (
-    "+experiment=yin_yang", "data.n_train=1600", "data.n_test=100", "data.n_validation=100", "train.epochs=8",
+    "+experiment=yin_yang", "data.n_train=1600", "data.n_test=100", "data.n_validation=100", "train.epochs=16",
     "model.hidden=[20]",
 )  # fmt: skip
 
@@ -160,7 +228,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_exits(tmp_path, number):
     while process.poll() is None and not (tmp_path / "metrics.jsonl").exists():
         time.sleep(0.01)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert f"stopped by {number.name} after epoch" in out
     assert "Traceback" not in err
@@ -220,6 +288,11 @@ def test_a_run_goes_back_to_the_previous_checkpoint(tmp_path):
     resumed = run(tmp_path / "parts", *SMALL_YIN_YANG, "train.resume=true")
     assert resumed["test_loss"] == whole["test_loss"]
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+
+
+def test_the_error_travels_between_processes():
+    error = pickle.loads(pickle.dumps(NonFiniteError("the loss is not finite")))
+    assert str(error) == "the loss is not finite"
 
 
 def test_of_runs_that_begin_at_once_in_one_directory_one_begins(tmp_path):

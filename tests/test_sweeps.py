@@ -59,7 +59,7 @@ def write_run(path, accuracy: float, config: str = "", **fields) -> None:
 
 
 def test_runs_are_collected_by_setting(tmp_path, capsys):
-    for job, (seed, tau, accuracy) in enumerate(((0, 5.0, 0.9), (1, 5.0, 0.92), (0, 10.0, 0.95))):
+    for job, (seed, tau, accuracy) in enumerate(((0, 5, 0.9), (1, "5.0", 0.92), (0, 10.0, 0.95))):
         write_run(tmp_path / str(job), accuracy, f"seed: {seed}\nneuron: {{tau_syn: {tau}, v_th: 1.0}}\n")
     write_run(tmp_path / "other", 0.5, experiment="yin_yang")
     (tmp_path / "killed").mkdir()
@@ -67,14 +67,14 @@ def test_runs_are_collected_by_setting(tmp_path, capsys):
     collect.main([str(tmp_path)])
     said = capsys.readouterr().out
     assert f"not finished: {tmp_path / 'killed'}" in said
-    assert (tmp_path / "results.md").read_text() in said
-    assert "| mnist | eventprop | neuron.tau_syn=5.0 | 2 | 91.00 ± 1.41 | 3 | 10 | 5 |" in said
-    with open(tmp_path / "results.csv", newline="") as file:
+    assert (tmp_path / "collected.md").read_text() in said
+    assert "| mnist | eventprop | neuron.tau_syn=5 | 2 | 91.00 ± 1.41 | 3 | 10 | 5 |" in said
+    with open(tmp_path / "collected.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     found = [(row["experiment"], row["setting"], int(row["n"]), float(row["test_accuracy_mean"])) for row in rows]
     assert found == [
-        ("mnist", "neuron.tau_syn=5.0", 2, pytest.approx(0.91)),
-        ("mnist", "neuron.tau_syn=10.0", 1, 0.95),
+        ("mnist", "neuron.tau_syn=5", 2, pytest.approx(0.91)),
+        ("mnist", "neuron.tau_syn=10", 1, 0.95),
         ("yin_yang", "", 1, 0.5),
     ]
     assert float(rows[0]["test_accuracy_sd"]) == pytest.approx(0.01 * 2**0.5)  # of 0.90 and 0.92, with n - 1

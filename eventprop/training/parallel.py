@@ -1,7 +1,7 @@
 """Several processes that share every batch, as torchrun starts them: ``torchrun --nproc-per-node=2 -m eventprop.train ...``.
 
 Each process works on its part of a batch; gradients, and what an epoch measures, are added up. So a run is the same as that of
-one process with the same batch size, but for the order of sums and for what is random: dropout and random encoders.
+one process with the same batch size, but for the order of sums, and for dropout and augmentation: each process draws its own.
 """
 
 from __future__ import annotations
@@ -17,13 +17,21 @@ import torch
 from torch import Tensor, distributed, nn
 
 from .metrics import Progress
+from .stop import StopRequest
 
 
 class Processes:
-    """This process, and how many there are. The first one alone writes files."""
+    """This process, and how many there are. The first one alone writes files.
+
+    Attributes:
+        stop: whether this process has been asked to stop.
+        stopping: whether any had been, when the gradients were last added up; for one process, whether it has been now.
+    """
 
     def __init__(self) -> None:
         self.rank, self.size = 0, 1
+        self.stop = StopRequest()
+        self._any_stop = False
         if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun
             self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if self.size > 1 and not distributed.is_initialized():
@@ -33,9 +41,20 @@ class Processes:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def part(self, rows: Tensor) -> Tensor:
-        """The part of the ``rows`` of a batch that is this process's."""
-        return rows.tensor_split(self.size)[self.rank]
+    @property
+    def stopping(self) -> bool:
+        return self._any_stop if self.size > 1 else self.stop.signal is not None
+
+    def check(self, network: nn.Module) -> None:
+        """Raise for a network that several processes would not train as one does."""
+        if self.size > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
+            raise ValueError(
+                "a network with batch normalisation, which needs whole batches, must be trained by one process"
+            )
+
+    def part(self, samples: Tensor) -> Tensor:
+        """The part of the samples of a batch, or of their numbers, that is this process's."""
+        return samples.tensor_split(self.size)[self.rank]
 
     def from_first(self, value: Any) -> Any:
         """The ``value`` that the first process has."""
@@ -56,11 +75,21 @@ class Processes:
         parameters = [p for p in network.parameters() if p.requires_grad]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([gradient.reshape(-1).cpu() for gradient in gradients])
-        total = self._sum(torch.cat([flat * samples, flat.new_tensor([samples])]))
-        for p, mean in zip(parameters, (total[:-1] / total[-1]).split([p.numel() for p in parameters]), strict=True):
+        total = self._sum(torch.cat([flat * samples, flat.new_tensor([samples, self.stop.signal is not None])]))
+        self._any_stop = bool(total[-1] > 0)
+        for p, mean in zip(parameters, (total[:-2] / total[-2]).split([p.numel() for p in parameters]), strict=True):
             p.grad = torch.empty_like(p).copy_(
                 mean.reshape(p.shape)
             )  # with the strides of p, which fused optimizers need
+
+    def resume(self, progress: Progress, network: nn.Sequential) -> Progress:
+        """What a process goes on from: the first has measured all that was, the others nothing yet."""
+        if self.is_first:
+            return progress
+        mine = Progress(network)
+        mine.step = progress.step
+        torch.manual_seed(torch.initial_seed() + self.rank)
+        return mine
 
     def add_progress(self, progress: Progress) -> None:
         """Make what was measured that of all processes."""

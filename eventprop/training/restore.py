@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from yaml import YAMLError
 
 from ..config import Config, ConfigError, check_keys
 from .checkpoint import load_checkpoint
@@ -21,31 +21,53 @@ Parse = Callable[[DictConfig], Config]
 def options(arguments: Sequence[str], allowed: dict[str, Any]) -> dict[str, Any]:
     """The values of command-line arguments KEY=VALUE; ``allowed`` has their defaults, None for those that must be given.
 
+    A default tells the type of a value: a bool, a whole number, or else text. Keys such as ``data.root`` belong to the default
+    ``{}`` of ``data``, and have the types that YAML gives them.
+
     Raises:
         ConfigError: if an argument has another form, is unknown, or is missing.
     """
+    values = dict(allowed)
+    nested: dict[str, list[str]] = {}
     for argument in arguments:
-        if "=" not in argument:
+        key, equals, text = argument.partition("=")
+        if not equals:
             raise ConfigError(
                 f"arguments have the form KEY=VALUE with KEY one of {', '.join(allowed)}; got {argument!r}"
             )
-    try:
-        given = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"cannot read the arguments {' '.join(arguments)}: {error}") from error
-    assert isinstance(given, dict)
-    values = allowed | {str(key): value for key, value in given.items()}
-    check_keys("", values, list(allowed))
+        group, dot, inner = key.partition(".")
+        if dot and allowed.get(group) == {}:
+            nested.setdefault(group, []).append(f"{inner}={text}")
+            continue
+        check_keys("", {key: text}, list(allowed), complete=False)
+        default = allowed[key]
+        if default == {}:
+            raise ConfigError(f"{key} is a group; give its keys, as in {key}.root=DIR")
+        if isinstance(default, bool):
+            if text not in ("true", "false"):
+                raise ConfigError(f"{key} must be true or false, got {text!r}")
+            values[key] = text == "true"
+        elif isinstance(default, int):
+            if not text.isdecimal() or int(text) == 0:
+                raise ConfigError(f"{key} must be a whole number >= 1, got {text!r}")
+            values[key] = int(text)
+        else:
+            values[key] = text
     for key, value in values.items():
-        if value is None:
+        if value is None or value == "":
             raise ConfigError(f"{key} is missing; give it as {key}=VALUE")
+    for group, texts in nested.items():
+        try:
+            values[group] = OmegaConf.to_container(OmegaConf.from_dotlist(texts))
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise ConfigError(f"cannot read {group}.{texts[0]}: {error}") from error
     return values
 
 
 def restore(
-    checkpoint: str | Path, parse: Parse, data: dict[str, Any] | None = None
+    checkpoint: str | Path, parse: Parse, data: dict[str, Any] | None = None, device: str = "cpu"
 ) -> tuple[Config, nn.Sequential, dict]:
-    """The configuration of a run, changed by ``data``, its trained network, and its checkpoint.
+    """The configuration of a run, changed by ``data`` and ``device``, its trained network, and its checkpoint.
 
     Raises:
         FileNotFoundError: if there is no checkpoint, or no config.yaml beside it.
@@ -57,9 +79,14 @@ def restore(
     described = path.parent / "config.yaml"
     if not described.is_file():
         raise FileNotFoundError(f"there is no {described}, which a run leaves beside its checkpoint")
-    described_run = OmegaConf.load(described)
-    assert isinstance(described_run, DictConfig)
-    config = parse(OmegaConf.merge(described_run, {"data": data or {}}))  # type: ignore[arg-type]
-    network = build_network(config, math.prod(state["task"]["sample_shape"]), state["task"]["num_classes"])
+    try:
+        described_run = OmegaConf.load(described)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{described} cannot be read: {error}") from error
+    if not isinstance(described_run, DictConfig):
+        raise ConfigError(f"{described} is no configuration of a run")
+    changes = {"data": data or {}, "train": {"device": device}}
+    config = parse(OmegaConf.merge(described_run, changes))  # type: ignore[arg-type]
+    network = build_network(config, state["task"]["num_inputs"], state["task"]["num_classes"])
     network.load_state_dict(state["model"])
     return config, network.eval(), state

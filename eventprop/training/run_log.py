@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from .checkpoint import CheckpointError, load_checkpoint, previous_of, save_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,13 @@ class RunDirectory:
     def __init__(self, path: str | Path, config: DictConfig, resume: bool = False) -> None:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise FileExistsError(
+                f"{self.path} is that of a run that is going on; choose another hydra.run.dir"
+            ) from None
         content = OmegaConf.to_yaml(config, resolve=True).encode()
         if (self.path / "summary.json").exists():
             raise FileExistsError(f"{self.path} holds a finished run (summary.json); choose another hydra.run.dir")
@@ -65,6 +73,13 @@ class RunDirectory:
         except FileExistsError:
             raise self._taken("config.yaml") from None
 
+    def release(self) -> None:
+        """Let others have the directory. One in which nothing came about holds no run."""
+        names = ("metrics.jsonl", "checkpoint.pt", "summary.json", "bad_batch.pt")
+        if not any((self.path / name).exists() for name in names):
+            (self.path / "config.yaml").unlink(missing_ok=True)
+        self._lock.release()
+
     def _taken(self, name: str) -> FileExistsError:
         return FileExistsError(
             f"{self.path} already holds a run ({name}); choose another hydra.run.dir, or train.resume=true to go on with it"
@@ -73,32 +88,36 @@ class RunDirectory:
     def _resume(self, config: DictConfig) -> dict[str, Any] | None:
         """The checkpoint of the run to go on with, after a check that the other files fit it; None if there is no run."""
         checkpoint, metrics = self.path / "checkpoint.pt", self.path / "metrics.jsonl"
-        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+        rows = _rows(metrics)
         state = None
-        if checkpoint.exists():
+        if checkpoint.exists() or previous_of(checkpoint).exists():
             state = load_checkpoint(checkpoint)
+            if not (self.path / "config.yaml").exists():
+                raise CheckpointError(
+                    f"{self.path} has a checkpoint but no config.yaml to tell its run; choose another hydra.run.dir"
+                )
+        if (self.path / "config.yaml").exists():
             self._check_same(config)
         epochs = 0 if state is None else state["epoch"]
-        if len(lines) < epochs or (len(lines) > 1 and state is None):
+        # the line of the last epoch may be lost or torn: the checkpoint has it too
+        if len(rows) < epochs - 1 or (len(rows) > 1 and state is None):
             raise CheckpointError(
-                f"{metrics} has {len(lines)} epochs, {checkpoint} comes after epoch {epochs}; they are not of one run. "
+                f"{metrics} has {len(rows)} epochs, {checkpoint} comes after epoch {epochs}; they are not of one run. "
                 f"Choose another hydra.run.dir"
             )
         if state is None:
             log.warning("nothing to resume in %s: a new run begins", self.path)
-        if (
-            len(lines) > epochs
-        ):  # the run was stopped between writing the two files, or goes back to an older checkpoint
+        if len(rows) > epochs:  # the run was stopped between writing the two files, or goes back to an older checkpoint
             log.warning("the metrics of epoch %d and later are computed anew", epochs + 1)
-            self._write("metrics.jsonl", "".join(lines[:epochs]).encode())
+        rows = rows[:epochs]
+        if state is not None and len(rows) < epochs:
+            rows.append(state["metrics"])
+        if metrics.exists() or rows:
+            self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
         return state
 
     def _check_same(self, config: DictConfig) -> None:
         """Raise where a run would go on with another configuration than it began with."""
-        if not (self.path / "config.yaml").exists():
-            raise CheckpointError(
-                f"{self.path} has a checkpoint but no config.yaml to tell its run; choose another hydra.run.dir"
-            )
         began, now = flat(OmegaConf.load(self.path / "config.yaml")), flat(config)
         for key in sorted((began.keys() | now.keys()) - MAY_CHANGE):
             if began.get(key) != now.get(key):
@@ -110,6 +129,8 @@ class RunDirectory:
         """Append one line to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         """Write checkpoint.pt, and keep the one before it as checkpoint.previous.pt."""
@@ -129,6 +150,17 @@ class RunDirectory:
         temporary = self.path / f"{name}.tmp"
         temporary.write_bytes(content)
         os.replace(temporary, self.path / name)
+
+
+def _rows(metrics: Path) -> list[dict[str, Any]]:
+    """The epochs in metrics.jsonl, up to the first line that is not whole."""
+    rows: list[dict[str, Any]] = []
+    for line in metrics.read_text().splitlines() if metrics.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def flat(config: Any) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..data import Dataset
 from .metrics import Progress
 from .run_log import versions
 
@@ -21,17 +20,17 @@ class State:
     """Network, optimizer, schedule, the position in the training, torch's generators, and what has been measured.
 
     Attributes:
-        task: what it takes to build the network again without the data set.
+        task: which data these are, and what it takes to build the network again without them.
         progress: in the epoch that has begun.
         metrics: of the last complete epoch.
         seconds: that each complete epoch took.
     """
 
     def __init__(
-        self, network: nn.Sequential, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, dataset: Dataset
+        self, network: nn.Sequential, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, task: dict
     ) -> None:
         self.network, self.optimizer, self.scheduler = network, optimizer, scheduler
-        self.task = {"sample_shape": list(dataset.test.images.shape[1:]), "num_classes": dataset.num_classes}
+        self.task = task
         self.progress = Progress(network)
         self.metrics: dict[str, Any] = {}
         self.seconds: list[float] = []
@@ -74,6 +73,15 @@ class State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: if it comes from a training on other data.
+        """
+        if state["task"] != self.task:
+            raise ValueError(
+                f"the run began on {state['task']}, these are {self.task}; resume with the data it began with"
+            )
         now = time.perf_counter()
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -18,12 +18,11 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Within, the first SIGTERM or Ctrl-C is only noted; a second one acts as it does elsewhere. Python delivers signals to
-    the main thread: in others, nothing is noted."""
-    request = StopRequest()
+def noting(request: StopRequest) -> Iterator[None]:
+    """Within, the first SIGTERM or Ctrl-C is only noted in ``request``; a second one acts as it does elsewhere. Python delivers
+    signals to the main thread: in others, nothing is noted."""
     if threading.current_thread() is not threading.main_thread():
-        yield request
+        yield
         return
     saved = {number: signal.getsignal(number) for number in SIGNALS}
 
@@ -38,6 +37,6 @@ def stop_requests() -> Iterator[StopRequest]:
     for number in SIGNALS:
         signal.signal(number, note)
     try:
-        yield request
+        yield
     finally:
         restore()

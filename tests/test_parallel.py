@@ -15,13 +15,12 @@ from test_training import metrics_of, run
 from eventprop.training.checkpoint import load_checkpoint
 from eventprop.training.parallel import Processes
 
-# 310 samples: a last batch of 22, and of 1 with batches of 103
+# 310 samples: with batches of 103, the last one is of 1
 OPTIONS = ("+experiment=yin_yang", "data.n_train=310", "data.n_test=100", "data.n_validation=10", "train.epochs=3")
 
 
-@pytest.mark.parametrize("batch_size", [32, 103])
-def test_two_processes_are_as_one(tmp_path, batch_size):
-    options = (*OPTIONS, f"train.batch_size={batch_size}")
+def test_two_processes_are_as_one(tmp_path):
+    options = (*OPTIONS, "train.batch_size=103")
     run(tmp_path / "one", *options)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "eventprop.train",

@@ -34,13 +34,13 @@ def test_jobs_run_at_once(tmp_path, launcher):
         "joblib": ("hydra.launcher.n_jobs=2",),
         "submitit_local": ("hydra.launcher.timeout_min=5", "hydra.launcher.cpus_per_task=1"),
     }[launcher]
-    done = sweep(tmp_path, "seed=0,1", "neuron.tau_syn=5,10", f"hydra/launcher={launcher}", *jobs)
+    done = sweep(tmp_path, "seed=0,1", f"hydra/launcher={launcher}", *jobs)
     assert done.returncode == 0, done.stdout + done.stderr
     summaries = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("?/summary.json"))]
-    assert len(summaries) == 4
+    assert len(summaries) == 2
     alone = tmp_path / "alone"
-    sweep(alone, "seed=1", "neuron.tau_syn=10")
-    assert json.loads((alone / "0" / "summary.json").read_text())["test_loss"] == summaries[3]["test_loss"]
+    sweep(alone, "seed=1")
+    assert json.loads((alone / "0" / "summary.json").read_text())["test_loss"] == summaries[1]["test_loss"]
     if launcher == "joblib":
         import joblib
 

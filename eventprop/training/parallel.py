@@ -78,9 +78,7 @@ class Processes:
         total = self._sum(torch.cat([flat * samples, flat.new_tensor([samples, self.stop.signal is not None])]))
         self._any_stop = bool(total[-1] > 0)
         for p, mean in zip(parameters, (total[:-2] / total[-2]).split([p.numel() for p in parameters]), strict=True):
-            p.grad = torch.empty_like(p).copy_(
-                mean.reshape(p.shape)
-            )  # with the strides of p, which fused optimizers need
+            p.grad = torch.empty_like(p).copy_(mean.reshape(p.shape))  # fused optimizers need the strides of p
 
     def resume(self, progress: Progress, network: nn.Sequential) -> Progress:
         """What a process goes on from: the first has measured all that was, the others nothing yet."""

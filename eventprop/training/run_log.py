@@ -20,13 +20,10 @@ from .checkpoint import CheckpointError, load_checkpoint, previous_of, save_chec
 
 log = logging.getLogger(__name__)
 
+# from a run to its resume
 MAY_CHANGE = {
-    "train.resume",
-    "train.checkpoint_every",
-    "logger.name",
-    "logger.progress",
-    "logger.tensorboard",
-}  # from a run to its resume
+    "train.resume", "train.checkpoint_every", "logger.name", "logger.progress", "logger.tensorboard", "data.root",
+}  # fmt: skip
 
 
 class RunDirectory:
@@ -56,22 +53,16 @@ class RunDirectory:
             raise FileExistsError(
                 f"{self.path} is that of a run that is going on; choose another hydra.run.dir"
             ) from None
-        content = OmegaConf.to_yaml(config, resolve=True).encode()
         if (self.path / "summary.json").exists():
             raise FileExistsError(f"{self.path} holds a finished run (summary.json); choose another hydra.run.dir")
-        if resume:
-            self.resumed = self._resume(config)
-            self._write("config.yaml", content)
-            return
-        self.resumed = None
-        for name in ("metrics.jsonl", "checkpoint.pt", "config.yaml"):
+        for name in () if resume else ("metrics.jsonl", "checkpoint.pt", "config.yaml"):
             if (self.path / name).exists():
-                raise self._taken(name)
-        try:
-            with open(self.path / "config.yaml", "xb") as file:  # of two runs that begin at once, one gets it
-                file.write(content)
-        except FileExistsError:
-            raise self._taken("config.yaml") from None
+                raise FileExistsError(
+                    f"{self.path} already holds a run ({name}); choose another hydra.run.dir, or train.resume=true to go on "
+                    f"with it"
+                )
+        self.resumed = self._resume(config) if resume else None
+        self._write("config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())
 
     def release(self) -> None:
         """Let others have the directory. One in which nothing came about holds no run."""
@@ -79,11 +70,6 @@ class RunDirectory:
         if not any((self.path / name).exists() for name in names):
             (self.path / "config.yaml").unlink(missing_ok=True)
         self._lock.release()
-
-    def _taken(self, name: str) -> FileExistsError:
-        return FileExistsError(
-            f"{self.path} already holds a run ({name}); choose another hydra.run.dir, or train.resume=true to go on with it"
-        )
 
     def _resume(self, config: DictConfig) -> dict[str, Any] | None:
         """The checkpoint of the run to go on with, after a check that the other files fit it; None if there is no run."""

@@ -33,7 +33,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                'logger.tensorboard=true needs TensorBoard; install it with pip install "eventprop[tensorboard]"'
+                "logger.tensorboard=true needs TensorBoard; install it with pip install tensorboard"
             ) from error
         self._writer = SummaryWriter(str(path), purge_step=first_epoch)
         self._inputs, self._shape = inputs, tuple(dataset.test.images.shape[1:])

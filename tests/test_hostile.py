@@ -104,7 +104,7 @@ def check_case(seed: int) -> tuple[int, str]:
     assert all(g is None or torch.isfinite(g).all() for g in gradients), seed
     directions = [
         direction * network[0].neuron.tau_mem,
-        *(torch.randn_like(w) * w.std(correction=0) for w in network.parameters()),
+        *(torch.randn_like(w) * w.detach().std(correction=0) for w in network.parameters()),
     ]
     gradients = [None if g is None else g.detach() for g in gradients]
     exact = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-FORMAT = "eventprop checkpoint 1"
+FORMAT = "eventprop checkpoint 2"
 
 
 class CheckpointError(ValueError):

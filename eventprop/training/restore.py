@@ -86,7 +86,9 @@ def restore(
     if not isinstance(described_run, DictConfig):
         raise ConfigError(f"{described} is no configuration of a run")
     changes = {"data": data or {}, "train": {"device": device}}
-    config = parse(OmegaConf.merge(described_run, changes))  # type: ignore[arg-type]
+    changed = OmegaConf.merge(described_run, changes)
+    assert isinstance(changed, DictConfig)
+    config = parse(changed)
     network = build_network(config, state["task"]["num_inputs"], state["task"]["num_classes"])
     network.load_state_dict(state["model"])
     return config, network.eval(), state

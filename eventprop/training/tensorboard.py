@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ class TensorBoard:
             values = module(values)
             if isinstance(module, SpikingModule) and isinstance(values, Spikes):
                 self._writer.add_images(f"spikes/layer {k}", raster_images(values), step)
-        weight = getattr(network[0], "weight", None)
-        if weight is not None and len(self._shape) == 2 and weight[0].numel() == self._shape[0] * self._shape[1]:
+        weight = next((module.weight for module in network if hasattr(module, "weight")), None)
+        if isinstance(weight, Tensor) and len(self._shape) == 2 and weight[0].numel() == math.prod(self._shape):
             self._writer.add_images("weights of the first layer", weight_maps(weight, self._shape), step)
         self._writer.flush()
 

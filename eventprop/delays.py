@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import positive, whole
-from .event_driven import EventDriven
 from .layers import SpikingLinear
 from .spikes import Spikes
 from .time_stepped import GridSpikes
@@ -82,11 +81,11 @@ class DelayedSpikingLinear(SpikingLinear):
     """A ``SpikingLinear`` whose synapses delay the spikes that they transmit.
 
     A neuron receives each spike at a time of its own, so the work and the memory of a layer grow with the number of its
-    synapses times the spikes they transmit: for small layers.
+    synapses times the spikes they transmit: for small layers. With ``TimeStepped``, autograd goes through every step, which is
+    slower than ``EventDriven``.
 
     Args:
-        in_features, out_features, neuron, device, dtype: as for ``SpikingLinear``.
-        solver: an ``EventDriven``.
+        in_features, out_features, neuron, solver, device, dtype: as for ``SpikingLinear``.
         mean_delay: of the initial delays in ms, which are uniform in (0, 2 ``mean_delay``).
 
     Attributes:
@@ -96,11 +95,6 @@ class DelayedSpikingLinear(SpikingLinear):
 
     def __init__(self, in_features: int, out_features: int, *, mean_delay: float = 1.0, **synapses) -> None:
         super().__init__(in_features, out_features, **synapses)
-        if not isinstance(self.solver, EventDriven):
-            raise TypeError(
-                f"solver must be EventDriven(...), got {type(self.solver).__name__}; with TimeStepped(...), a Delay in front "
-                f"or behind a SpikingLinear delays whole neurons"
-            )
         self.mean_delay = positive("mean_delay", mean_delay)
         self.raw_delay = nn.Parameter(torch.empty_like(self.weight))
         _draw(self.raw_delay, self.mean_delay)
@@ -111,21 +105,4 @@ class DelayedSpikingLinear(SpikingLinear):
         return F.softplus(self.raw_delay)
 
     def forward(self, spikes: Spikes) -> Spikes:
-        rows, columns = spikes.time.shape
-        inputs, neurons = self.in_features, self.out_features
-        if spikes.num_neurons != inputs:
-            raise ValueError(f"the input has num_neurons={spikes.num_neurons} but the layer takes {inputs}")
-        # every neuron as a sample of its own, [B N, K], with one synapse per input for each of the N neurons
-        source = spikes.index.long()[:, None, :]
-        synapse = source + inputs * torch.arange(neurons, device=source.device)[:, None]
-        silent = source < 0
-        time = spikes.time[:, None, :] + self.delay.flatten()[synapse.masked_fill(silent, 0)].masked_fill(silent, 0.0)
-        shape = (rows * neurons, columns)
-        time, synapse = time.reshape(shape), synapse.masked_fill(silent, -1).reshape(shape)
-        apart = Spikes._trusted(time, synapse, (inputs * neurons,), None, spikes.height).reordered(time, synapse)
-        emitted = self.solver.spikes(apart, self.weight.reshape(1, -1), self.neuron)
-        assert emitted.slope is not None
-        fired = emitted.index.unflatten(0, (rows, neurons)) >= 0
-        neuron = torch.arange(neurons, device=source.device)[:, None].expand_as(fired).masked_fill(~fired, -1)
-        time, slope = (x.unflatten(0, (rows, neurons)).flatten(1) for x in (emitted.time, emitted.slope))
-        return Spikes._trusted(time, neuron.flatten(1), (neurons,), slope).reordered(time, neuron.flatten(1))
+        return self.solver.delayed_spikes(spikes, self.weight, self.neuron, self.delay)

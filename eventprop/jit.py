@@ -62,8 +62,9 @@ OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "rea
 inlined = register_jitable(**OPTIONS, forceinline=True)
 
 for equation in (
-    neuron.decay, neuron.decay_by_tau, neuron.flow, neuron.rewind, neuron.integrated_psp, neuron.slope, neuron.peak_time,
-    neuron.adjoint_flow, neuron.spike_jump, neuron.arrival_time_gradient, neuron.effect_time_gradient,
+    neuron.two_decays, neuron.decay, neuron.decay_by_tau, neuron.flow, neuron.rewind, neuron.integrated_psp,
+    neuron.slope, neuron.peak_time, neuron.adjoint_flow, neuron.spike_jump, neuron.arrival_time_gradient,
+    neuron.effect_time_gradient,
 ):  # fmt: skip
     inlined(equation)
 

@@ -76,7 +76,7 @@ class SpikingLinear(_Synapses, SpikingModule):
     Args:
         in_features: number of input neurons M.
         out_features: number of neurons N.
-        neuron: their parameters, ``LIF()`` by default; or, with ``EventDriven``, a ``LearnableLIF``.
+        neuron: their parameters, ``LIF()`` by default; or a ``LearnableLIF``.
         solver: how to compute their spikes and gradients, e.g. ``EventDriven(t_end=40.0)``.
         device, dtype: of the weight; float32 or float64.
 

@@ -15,9 +15,10 @@ LEARNABLE = ("tau_mem", "tau_syn", "v_th", "bias")
 
 
 class LearnableLIF(nn.Module):
-    """Leaky integrate-and-fire neurons whose time constants, threshold and bias current can be learned, for ``EventDriven``.
+    """Leaky integrate-and-fire neurons whose time constants, threshold and bias current can be learned.
 
-    The gradients are exact. Time constants and threshold stay positive: the parameters are their logarithms.
+    The gradients are exact. ``EventDriven`` solves them on the CPU; ``TimeStepped`` on every device, more slowly, since autograd
+    goes through every step. Time constants and threshold stay positive: the parameters are their logarithms.
 
     Args:
         num_neurons: N, of the layer that they are for.
@@ -99,3 +100,10 @@ class LearnableLIF(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_neurons}, {self.initial}, refractory={self.refractory}, learn={self.learn}, shared={self.shared}"
+
+
+def parameters_of(neuron: LIF | LearnableLIF, weight: Tensor) -> Tensor:
+    """[N, 5] the table of the neurons behind ``weight`` [N, M], as ``LearnableLIF.table``."""
+    if isinstance(neuron, LearnableLIF):
+        return neuron.table()
+    return weight.new_tensor([neuron.tau_mem, neuron.tau_syn, neuron.v_th, 0.0, 0.0]).expand(len(weight), 5)

@@ -72,23 +72,30 @@ def decay(dt, tau_mem, tau_syn):
         a = exp(-dt/tau_mem)    s = exp(-dt/tau_syn)
         phi = (dt/tau_mem) max(a, s) h(z),    h(z) = expm1(z)/z, h(0) = 1,    z = -dt |1/tau_syn - 1/tau_mem|
     """
-    z = -dt * abs(1.0 / tau_syn - 1.0 / tau_mem)
-    slow = torch.exp(-dt / max(tau_mem, tau_syn))
+    if tau_mem >= tau_syn:
+        a, s, h = two_decays(dt, tau_mem, tau_syn)
+    else:
+        s, a, h = two_decays(dt, tau_syn, tau_mem)
+    return a, s, dt / tau_mem * h
+
+
+def two_decays(dt, slower, faster):
+    """Eq. (5) by the order of the time constants: the decay by the slower one and by the faster one, and max(a, s) h(z)."""
+    z = -dt * (1.0 / faster - 1.0 / slower)
+    slow = torch.exp(-dt / slower)
     drop = torch.expm1(z)
-    fast = slow + slow * drop
     h = torch.where(z < 0.0, drop / torch.where(z < 0.0, z, -1.0), 1.0)
-    a, s = (slow, fast) if tau_mem >= tau_syn else (fast, slow)
-    return a, s, dt / tau_mem * slow * h
+    return slow, slow + slow * drop, slow * h
 
 
-def decay_by_tau(dt, tau_mem, tau_syn):
-    """The derivatives of eq. (5) by the time constants: (da/dtau_mem, dphi/dtau_mem, ds/dtau_syn, dphi/dtau_syn).
+def decay_by_tau(dt, a, s, phi, tau_mem, tau_syn):
+    """The derivatives of eq. (5) by the time constants, (da/dtau_mem, dphi/dtau_mem, ds/dtau_syn, dphi/dtau_syn), where
+    (a, s, phi) = decay(dt, tau_mem, tau_syn).
 
     With the rates m = 1/tau_mem and r = 1/tau_syn, phi = m F and F = int_0^dt exp(-m (dt - u) - r u) du, so that
     dF/dr = -int u ... = (dt s - F)/(r - m), and dF/dm = -(dt F + dF/dr). Where r - m is small the quotient cancels; a
     series in (r - m) dt is good to 1e-14 there.
     """
-    a, s, phi = decay(dt, tau_mem, tau_syn)
     m, r = 1.0 / tau_mem, 1.0 / tau_syn
     f, z = phi / m, (r - m) * dt
     near = abs(z) < 1e-3

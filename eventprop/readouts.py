@@ -12,9 +12,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .neuron import decay, decay_by_tau
+from .autograd import differentiable_decay
 from .spikes import Spikes
 
 
@@ -52,28 +51,10 @@ def at_own_times(arrivals: Spikes, weight: Tensor, tau_mem: Tensor, tau_syn: Ten
 
 
 def psp(dt: Tensor, tau_mem: Tensor, tau_syn: Tensor) -> Tensor:
-    """phi of eq. (5), differentiable in all arguments, also where the time constants are equal."""
-    return _Psp.apply(dt, tau_mem, tau_syn)
+    """phi of eq. (5)."""
+    return differentiable_decay(dt, tau_mem, tau_syn)[2]
 
 
 def _product(received: Tensor, weight: Tensor) -> Tensor:
     with torch.autocast(weight.device.type, enabled=False):
         return received @ weight.t()
-
-
-class _Psp(torch.autograd.Function):
-    @staticmethod
-    def forward(dt: Tensor, tau_mem: Tensor, tau_syn: Tensor) -> Tensor:
-        return decay(dt, tau_mem, tau_syn)[2]
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        dt, tau_mem, tau_syn = ctx.saved_tensors
-        _, s, phi = decay(dt, tau_mem, tau_syn)
-        _, by_mem, _, by_syn = decay_by_tau(dt, tau_mem, tau_syn)
-        return grad * (s - phi) / tau_mem, (grad * by_mem).sum(), (grad * by_syn).sum()

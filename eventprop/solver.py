@@ -46,6 +46,10 @@ class Solver(ABC):
     def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> Spikes:
         """The spikes that a layer with ``weight`` [N, M] emits; differentiable in the arrival times and the weight."""
 
+    @abstractmethod
+    def delayed_spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF, delay: Tensor) -> Spikes:
+        """The spikes of a layer whose synapses delay what they transmit, by ``delay`` [N, M] in ms; differentiable in it."""
+
     def recurrent_spikes(
         self,
         arrivals: Spikes,
@@ -101,6 +105,11 @@ class Solver(ABC):
         if self.grazing == "drop":
             return slope.masked_fill(slope < self.min_slope, torch.inf)
         return slope
+
+
+def delayed_times(arrivals: Spikes, delay: Tensor) -> Tensor:
+    """[B, K, N] when each of the arrivals comes to each neuron, through synapses with ``delay`` [N, M]; +inf for padding."""
+    return arrivals.time[:, :, None] + delay.t()[arrivals.index.long().clamp(min=0)]
 
 
 def check_weight(arrivals: Spikes, weight: Tensor) -> None:

@@ -132,6 +132,12 @@ class SurrogateTimeStepped(TimeStepped):
         if self.grazing != "raw":
             raise ValueError(f"grazing must be 'raw': surrogate gradients divide by no slope; got {self.grazing!r}")
 
+    def _spikes_of_individuals(self, *_) -> RasterSpikes:
+        raise TypeError(
+            "surrogate gradients are for neurons of LIF and synapses without delays; use TimeStepped or EventDriven for "
+            "LearnableLIF and DelayedSpikingLinear"
+        )
+
     def spikes_behind(self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF) -> RasterSpikes:
         steps, drive, grid = self._drive(synapses, arrivals, neuron)
         raster, *rest = _Fire.apply(drive.flatten(3), steps, grid, self)

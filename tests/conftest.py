@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
-from eventprop import LIF, LeakyReadout, Spikes, SpikingLinear
+from eventprop import LIF, LeakyReadout, LearnableLIF, Spikes, SpikingLinear
 from eventprop.solver import Solver
 
 torch.set_num_threads(1)  # the problems are tiny: a second thread would only wait
 
+ALL = ("tau_mem", "tau_syn", "v_th", "bias")  # parameters of LearnableLIF
 TAU_RATIOS = {"4": (20.0, 5.0), "2": (20.0, 10.0), "1": (10.0, 10.0), "0.6": (6.0, 10.0)}
 
 
@@ -47,3 +49,16 @@ def convergence_network(sizes: list[int], solver: Solver, readout: str) -> torch
     for layer in network:
         layer.reset_parameters(2.0, 2.0)
     return network
+
+
+def diverse(n: int, bias: bool = True, refractory: float = 0.0, learn=ALL) -> LearnableLIF:
+    """Neurons of all ratios of the time constants, equal ones included, with currents of both signs; one fires without
+    input."""
+    neuron = LearnableLIF(n, learn=learn, refractory=refractory, dtype=torch.float64)
+    ratios = [(20.0, 5.0), (10.0, 10.0), (6.0, 10.0), (20.0, 10.0)]
+    for k in range(n):
+        tau_mem, tau_syn = ratios[k % len(ratios)]
+        neuron.log_tau_mem.data[k], neuron.log_tau_syn.data[k] = np.log(tau_mem), np.log(tau_syn)
+        neuron.log_v_th.data[k] = 0.1 * (k % 3)
+        neuron.bias.data[k] = [0.3, -0.4, 1.6, 0.0][k % 4] if bias else 0.0
+    return neuron

@@ -54,32 +54,6 @@ def test_a_dendritic_delay_is_a_delay_of_the_output():
     assert torch.allclose(plain.time + delay, after.time, rtol=1e-7)  # softplus above in float32
 
 
-def test_every_synapse_has_its_own_delay():
-    """Neuron by neuron, against undelayed layers whose input was delayed by hand."""
-    module, spikes = delayed_layer(), random_spikes(5, 6)
-    output = module(spikes)
-    Spikes(output.time, output.index, output.num_neurons, output.slope)  # checks order, padding and range
-    for n in range(4):
-        single = SpikingLinear(6, 1, solver=module.solver, dtype=torch.float64)
-        single.weight.data.copy_(module.weight[n : n + 1])
-        by_hand = spikes.to_times() + module.delay[n, :, None]
-        expected = single(Spikes.from_times(by_hand.detach())).to_times()[:, 0]
-        assert torch.allclose(output.to_times(expected.shape[1])[:, n], expected, rtol=1e-12)  # rounding
-    assert output.count().sum() > 20
-
-
-def test_gradients_of_synaptic_delays():
-    module, spikes = delayed_layer(), random_spikes(3, 6)
-    time = spikes.time.clone().requires_grad_(True)
-
-    def loss(time, *_):
-        output = module(Spikes._trusted(time, spikes.index, (6,)))
-        return output.time[output.index >= 0].square().sum()
-
-    report = check_gradients(loss, [time, module.weight, module.raw_delay])
-    assert report.relative_error <= EXACT, report
-
-
 def test_initial_delays_are_positive_with_the_mean_asked_for():
     torch.manual_seed(0)
     delay = Delay(10_000, 4.0).delay
@@ -109,8 +83,7 @@ def test_silence_stays_silent():
         (lambda: Delay(0), ValueError, "num_neurons must be >= 1, got 0"),
         (lambda: Delay(3, -1.0), ValueError, "mean must be positive and finite, got -1.0"),
         (lambda: Delay(3)(random_spikes(1, 4)), ValueError, "num_neurons=4 but there are 3 delays"),
-        (lambda: delayed_layer()(random_spikes(1, 5)), ValueError, "num_neurons=5 but the layer takes 6"),
-        (lambda: DelayedSpikingLinear(2, 2, solver=SOLVERS[1]), TypeError, "EventDriven(...), got TimeStepped"),
+        (lambda: delayed_layer()(random_spikes(1, 5)), ValueError, "num_neurons=5 but weight [4, 6] takes 6"),
     ],
 )
 def test_bad_arguments_are_named(build, error, message):

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..checks import choice
-from ..learnable import LearnableLIF
+from ..learnable import LearnableLIF, parameters_of
 from ..neuron import LIF
 from ..observe import observe
-from ..solver import READOUTS, Solver, check_weight
+from ..solver import READOUTS, Solver, check_weight, delayed_times
 from ..spikes import Spikes
 from ..tape import Maximum, Tape
 from ..window import Window
@@ -50,6 +50,28 @@ class EventDriven(Solver):
         observe(tape.neuron, tape.after)
         return Spikes._trusted(tape.time, tape.neuron, (weight.shape[0],), tape.slope)
 
+    def delayed_spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF, delay: Tensor) -> Spikes:
+        check_weight(arrivals, weight)
+        neurons, inputs = weight.shape
+        time, source = delayed_times(arrivals, delay).transpose(1, 2), arrivals.index.long()[:, None, :]
+        synapse = source + inputs * torch.arange(neurons, device=source.device)[:, None]
+        synapse = synapse.masked_fill(source < 0, -1)  # [B, N, K]
+        layer = (neurons * inputs,)
+        if isinstance(neuron, LearnableLIF):  # every synapse as an input of its own
+            time, synapse = time.flatten(1), synapse.flatten(1)
+            apart = Spikes._trusted(time, synapse, layer, None, arrivals.height).reordered(time, synapse)
+            return self.spikes(apart, torch.block_diag(*weight.unsqueeze(1)), neuron)
+        # every neuron as a sample of its own
+        rows = (time.shape[0] * neurons, time.shape[2])
+        time, synapse = time.reshape(rows), synapse.reshape(rows)
+        apart = Spikes._trusted(time, synapse, layer, None, arrivals.height).reordered(time, synapse)
+        emitted = self.spikes(apart, weight.reshape(1, -1), neuron)
+        assert emitted.slope is not None
+        fired = emitted.index.unflatten(0, (-1, neurons)) >= 0
+        own = torch.arange(neurons, device=source.device)[:, None].expand_as(fired).masked_fill(~fired, -1).flatten(1)
+        time, slope = (x.unflatten(0, (-1, neurons)).flatten(1) for x in (emitted.time, emitted.slope))
+        return Spikes._trusted(time, own, (neurons,), slope).reordered(time, own)
+
     def recurrent_spikes(
         self,
         arrivals: Spikes,
@@ -69,10 +91,12 @@ class EventDriven(Solver):
                 f"{weight.device} and {self.backend!r}; SpikingLinear, and SpikingRecurrent with a delay, of LIF run everywhere"
             )
         weight = arrivals.scaled(weight)
-        if isinstance(neuron, LIF):
-            neuron = LearnableLIF(weight.shape[0], neuron, learn=(), dtype=weight.dtype)
         time, index = arrivals.time, arrivals.index.long()
-        tape = Tape(*_RecurrentSpikeTimes.apply(time, index, weight, recurrent_weight, neuron.table(), delay, self))
+        tape = Tape(
+            *_RecurrentSpikeTimes.apply(
+                time, index, weight, recurrent_weight, parameters_of(neuron, weight), delay, self
+            )
+        )
         observe(tape.neuron, tape.after)
         return Spikes._trusted(tape.time, tape.neuron, (weight.shape[0],), tape.slope)
 

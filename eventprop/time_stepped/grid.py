@@ -34,19 +34,24 @@ class Grid(NamedTuple):
     @classmethod
     def of(cls, neuron: LIF, t_end: float, dt: float, scheme: str) -> Grid:
         exact = scheme == "exponential"
-        fastest = min(neuron.tau_mem, neuron.tau_syn)
-        # beyond 50 time constants the state that a step began with is lost to rounding; euler oscillates beyond one
-        limit = (50.0 if exact else 1.0) * fastest
-        if dt > limit:
-            raise ValueError(
-                f"dt must be at most {limit} for {neuron} and scheme {scheme!r}, got {dt}; choose a smaller dt"
-            )
+        check_step(dt, min(neuron.tau_mem, neuron.tau_syn), scheme)
         if exact:
             step = decay(torch.tensor(dt, dtype=torch.float64), neuron.tau_mem, neuron.tau_syn)
             a, s, phi = (x.item() for x in step)
         else:
             a, s, phi = euler_step(dt, neuron.tau_mem, neuron.tau_syn)
         return cls(whole_steps(t_end, dt), dt, a, s, phi, neuron, exact)
+
+
+def check_step(dt: float, fastest: float, scheme: str) -> None:
+    """Raise unless a step of ``dt`` is short enough for the ``fastest`` time constant of a layer."""
+    # beyond 50 time constants the state that a step began with is lost to rounding; euler oscillates beyond one
+    limit = (50.0 if scheme == "exponential" else 1.0) * fastest
+    if dt > limit:
+        raise ValueError(
+            f"dt must be at most {limit} for a time constant of {fastest} ms and scheme {scheme!r}, got {dt}; choose a "
+            f"smaller dt"
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,16 +12,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ..autograd import first_order
 from ..checks import choice, positive
 from ..event_driven import EventDriven
-from ..learnable import LearnableLIF
+from ..learnable import LearnableLIF, parameters_of
 from ..neuron import LIF, flow
 from ..observe import observe
-from ..solver import READOUTS, Solver, check_arrivals, check_weight
+from ..solver import READOUTS, Solver, check_arrivals, check_weight, delayed_times
 from ..spikes import Spikes, whole_steps
 from ..tape import Tape
 from ..window import Window
-from .grid import SCHEMES, Grid, GridSpikes, effects
+from . import individual
+from .grid import SCHEMES, Grid, GridSpikes, check_step, effects
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class TimeStepped(Solver):
 
     def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> GridSpikes:
         check_weight(arrivals, weight)
-        if not isinstance(neuron, LIF):
-            raise TypeError(f"neuron must be LIF for TimeStepped, got {type(neuron).__name__}; EventDriven solves it")
+        if isinstance(neuron, LearnableLIF):
+            return self._spikes_of_individuals(arrivals, arrivals.time[:, :, None], weight, neuron)
         return self.spikes_behind(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
 
     def spikes_behind(self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF) -> GridSpikes:
@@ -73,6 +75,27 @@ class TimeStepped(Solver):
         tape = Tape(*_SpikeTimes.apply(drive.flatten(3), steps, grid, self))
         observe(tape.neuron, tape.after)
         return GridSpikes._on_grid(tape.time, tape.neuron, tuple(drive.shape[3:]), tape.slope, self.dt, self.t_end)
+
+    def delayed_spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF, delay: Tensor) -> GridSpikes:
+        check_weight(arrivals, weight)
+        return self._spikes_of_individuals(arrivals, delayed_times(arrivals, delay), weight, neuron)
+
+    def _spikes_of_individuals(
+        self, arrivals: Spikes, time: Tensor, weight: Tensor, neuron: LIF | LearnableLIF
+    ) -> GridSpikes:
+        """The spikes of neurons with parameters of their own, for each of which the arrivals come at a ``time`` [B, K, N] of
+        its own, or [B, K, 1]."""
+        if self.scheme != "exponential":
+            raise ValueError(
+                f"scheme must be 'exponential' for LearnableLIF and for delays of synapses, got {self.scheme!r}; EventDriven "
+                f"solves these too"
+            )
+        _check_begin(arrivals)
+        neurons = parameters_of(neuron, weight)
+        check_step(self.dt, float(neurons.detach()[:, :2].min()), self.scheme)
+        tape = individual.forward(time, arrivals.index.long(), arrivals.scaled(weight), neurons, self)
+        observe(tape.neuron, tape.after)
+        return GridSpikes._on_grid(first_order(tape.time), tape.neuron, (len(weight),), tape.slope, self.dt, self.t_end)
 
     def recurrent_spikes(
         self,
@@ -124,8 +147,7 @@ class TimeStepped(Solver):
     ) -> tuple[Tensor, Tensor, Grid]:
         """The steps [A] with arrivals, and what their effects are behind the synapses, [2, A, B, *shape of the layer]."""
         check_arrivals(arrivals)
-        if arrivals.time.numel() and arrivals.time[:, 0].min() < 0:
-            raise ValueError(f"spikes must not come before time 0, got {float(arrivals.time[:, 0].min())}")
+        _check_begin(arrivals)
         grid = Grid.of(neuron, self.t_end, self.dt, self.scheme)
         steps, values = self._effects(arrivals, grid)
         shape = arrivals._shape if isinstance(arrivals, GridSpikes) else (arrivals.num_neurons,)
@@ -145,6 +167,11 @@ class TimeStepped(Solver):
         from . import reference
 
         return reference
+
+
+def _check_begin(arrivals: Spikes) -> None:
+    if arrivals.time.numel() and arrivals.time[:, 0].min() < 0:
+        raise ValueError(f"spikes must not come before time 0, got {float(arrivals.time[:, 0].min())}")
 
 
 class _SpikeTimes(torch.autograd.Function):

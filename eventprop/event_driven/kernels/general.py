@@ -222,7 +222,7 @@ def flow_back(p, q, v, i, length, neuron, grad):
     stretch gives to the gradients of the parameters: those of eq. (6), p dV'/dx + q dI'/dx."""
     tau_mem, tau_syn, bias = neuron[TAU_MEM], neuron[TAU_SYN], neuron[BIAS]
     a, s, phi = decay(length, tau_mem, tau_syn)
-    a_mem, phi_mem, s_syn, phi_syn = decay_by_tau(length, tau_mem, tau_syn)
+    a_mem, phi_mem, s_syn, phi_syn = decay_by_tau(length, a, s, phi, tau_mem, tau_syn)
     grad[TAU_MEM] += p * (a_mem * (v - bias) + phi_mem * i)
     grad[TAU_SYN] += (p * phi_syn + q * s_syn) * i
     grad[BIAS] += p * (1.0 - a)

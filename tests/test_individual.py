@@ -1,0 +1,227 @@
+"""Neurons with parameters of their own, and synapses with delays of their own, on a grid."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from conftest import ALL, diverse, random_network, random_spikes
+
+from eventprop import LIF, EventDriven, LearnableLIF, Spikes, SpikingLinear, TimeStepped, check_gradients
+from eventprop.delays import DelayedSpikingLinear
+from surrogate_baseline.solver import SurrogateTimeStepped
+
+EXACT = 1e-7  # promise P3
+
+
+def layer(neuron, solver, kind=SpikingLinear, neurons: int = 4, **options) -> SpikingLinear:
+    """Neurons that spike several times; always the same."""
+    torch.manual_seed(0)
+    module = kind(5, neurons, neuron=neuron, solver=solver, dtype=torch.float64, **options)
+    module.weight.data.copy_(random_network([5, neurons], LIF(), solver)[0].weight)
+    return module
+
+
+def assert_exact_gradients(module: SpikingLinear) -> None:
+    """Of all parameters and of the input times."""
+    spikes = random_spikes(2, 5, per_neuron=1)
+    time = spikes.time.clone().requires_grad_(True)
+
+    def loss(time, *_):
+        output = module(Spikes._trusted(time, spikes.index, (5,)))
+        return (0.1 * output.time[output.index >= 0]).sin().sum()
+
+    assert module(spikes).count().max() > 1
+    report = check_gradients(loss, [time, *module.parameters()])
+    assert report.relative_error <= EXACT, report
+
+
+@pytest.mark.parametrize("dt", [2.0, 0.5])
+def test_plain_parameters_give_what_the_plain_layer_gives(neuron, dt):
+    """In spikes, slopes and gradients, with a saturated neuron, and inhibition that lies within a step."""
+    solver = TimeStepped(40.0, dt)
+    modules = [layer(kind, solver) for kind in (neuron, LearnableLIF(4, neuron, dtype=torch.float64))]
+    for module in modules:
+        module.weight.data[0] = 30.0
+        module.weight.data[1] = torch.tensor([20.0, -20.0, 20.0, -20.0, 5.0])
+    spikes = random_spikes(4, 5)
+    gradients, outputs = [], [module(spikes) for module in modules]
+    for module, output in zip(modules, outputs, strict=True):
+        time = output.time[output.index >= 0]
+        gradients.append(torch.autograd.grad((0.1 * time).sin().sum(), module.weight)[0])
+    assert torch.equal(outputs[0].index, outputs[1].index)
+    torch.testing.assert_close(outputs[0].time, outputs[1].time, rtol=0, atol=1e-10)  # rounding, divided by slopes
+    torch.testing.assert_close(outputs[0].slope, outputs[1].slope, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("dt", "refractory", "shared"),
+    [(2.0, 0.0, False), (2.0, 0.7, False), (2.0, 3.0, False), (2.0, 0.7, True), (0.6, 0.7, False)],
+)
+def test_gradients_are_exact(dt, refractory, shared):
+    if shared:
+        neuron = LearnableLIF(
+            4, LIF(15.0, 6.0), learn=ALL, bias=0.2, shared=True, refractory=refractory, dtype=torch.float64
+        )
+    else:
+        neuron = diverse(4, refractory=refractory)
+    assert_exact_gradients(layer(neuron, TimeStepped(24.0, dt)))
+
+
+@pytest.mark.parametrize("refractory", [0.0, 3.0])
+def test_spikes_and_gradients_approach_those_of_the_event_driven_solver(refractory):
+    """The gradient about in proportion to dt: halved three times, it must lose a factor of more than 4."""
+    found = []
+    spikes = random_spikes(8, 5)
+    for solver in (EventDriven(40.0), TimeStepped(40.0, 0.2), TimeStepped(40.0, 0.025)):
+        module = layer(diverse(4, refractory=refractory), solver)
+        first = module(spikes).first_spike_time()
+        first[first.isfinite()].sum().backward()
+        gradient = torch.cat([x.grad.flatten() for x in module.parameters()])
+        found.append((first.detach(), gradient))
+    (time, gradient), *others = found
+    assert time.isfinite().sum() > 20
+    errors = [torch.where(time.isfinite(), x - time, 0.0).abs().mean() for x, _ in others]
+    assert errors[1] < 1e-3
+    errors = [((x - gradient).norm() / gradient.norm()) for _, x in others]
+    assert errors[1] < min(0.25 * errors[0], 0.01)
+
+
+def test_constant_current_alone_leaves_no_error():
+    """Nothing arrives, so the grid is as exact as the closed form: V = 2 (1 - exp(-t/20)) reaches 1 after 20 ln 2."""
+    module = layer(LearnableLIF(1, bias=2.0, refractory=5.0, dtype=torch.float64), TimeStepped(40.0, 1.6), neurons=1)
+    silent = Spikes(torch.zeros(1, 0, dtype=torch.float64), torch.zeros(1, 0, dtype=torch.long), 5)
+    rise = 20.0 * torch.tensor(2.0, dtype=torch.float64).log()
+    expected = torch.stack([rise, 2.0 * rise + 5.0])
+    torch.testing.assert_close(module(silent).time[0], expected, rtol=1e-14, atol=0)  # rounding
+
+
+def test_a_short_refractory_period_is_nearly_none():
+    """Without inhibition, which lifts V above the threshold in the step before it comes."""
+    spikes, found = random_spikes(8, 5), []
+    for refractory in (0.0, 1e-9):
+        module = layer(diverse(4, refractory=refractory), TimeStepped(40.0, 1.0))
+        module.weight.data.abs_()
+        found.append(module(spikes).to_times())
+    # 1e-9 ms for each spike, divided by slopes
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("refractory", [0.7, 3.0])
+def test_no_two_spikes_within_the_refractory_period(refractory):
+    module = layer(LearnableLIF(4, refractory=refractory, dtype=torch.float64), TimeStepped(40.0, 2.0))
+    module.weight.data.abs_().mul_(20.0)
+    times = module(random_spikes(8, 5)).to_times()
+    gaps = times.diff(dim=2)
+    gaps = gaps[gaps.isfinite()]
+    assert len(gaps) > 100
+    assert gaps.min() >= refractory * (1 - 1e-12)  # rounding
+
+
+SOLVERS = [EventDriven(24.0), TimeStepped(24.0, 2.0)]
+NEURONS = [LIF, lambda: diverse(4), lambda: diverse(4, refractory=3.0)]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("neuron", NEURONS, ids=["LIF", "own", "refractory"])
+def test_every_synapse_has_its_own_delay(solver, neuron):
+    """Neuron by neuron, against undelayed layers whose input was delayed by hand."""
+    module, spikes = layer(neuron(), solver, DelayedSpikingLinear, mean_delay=3.0), random_spikes(5, 5)
+    output = module(spikes)
+    Spikes(output.time, output.index, output.num_neurons, output.slope)  # checks order, padding and range
+    for n in range(4):
+        by_hand = Spikes.from_times((spikes.to_times() + module.delay[n, :, None]).detach())
+        single = SpikingLinear(5, 4, neuron=module.neuron, solver=solver, dtype=torch.float64)
+        single.weight.data.copy_(module.weight)
+        expected = single(by_hand).to_times()[:, n]
+        # rounding, divided by slopes
+        torch.testing.assert_close(output.to_times(expected.shape[1])[:, n], expected, rtol=0, atol=1e-10)
+    assert output.count().sum() > 20
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("neuron", NEURONS, ids=["LIF", "own", "refractory"])
+def test_gradients_of_synaptic_delays(solver, neuron):
+    assert_exact_gradients(layer(neuron(), solver, DelayedSpikingLinear, mean_delay=3.0))
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_silence_stays_silent_and_no_sample_gives_none(solver):
+    silent = Spikes(torch.zeros(2, 0, dtype=torch.float64), torch.zeros(2, 0, dtype=torch.long), 5)
+    for neuron in (LIF(), LearnableLIF(4, refractory=1.0, dtype=torch.float64)):
+        module = layer(neuron, solver, DelayedSpikingLinear)
+        assert module(silent).count().sum() == 0
+        assert module(random_spikes(0, 5)).count().shape == (0, 4)
+
+
+def test_float32_follows_float64():
+    module, spikes = layer(diverse(4, refractory=1.0), TimeStepped(40.0, 1.0)), random_spikes(8, 5)
+    double = module(spikes)
+    single = module.float()(spikes.to(torch.float32))
+    assert single.dtype == torch.float32
+    assert torch.equal(double.index, single.index)
+    kept = double.index >= 0
+    assert (single.time - double.time)[kept].abs().max() < 1e-3  # promise P6
+
+
+def test_grazing_policies_act():
+    spikes, gradients = random_spikes(4, 5), {}
+    for grazing in ("raw", "clamp", "drop"):
+        module = layer(diverse(4), TimeStepped(40.0, 1.0, grazing=grazing, min_slope=0.5))
+        output = module(spikes)
+        steep = bool((output.slope[output.index >= 0] >= 0.5).any())
+        output.time[output.index >= 0].sum().backward()
+        gradients[grazing] = module.weight.grad.norm()
+    assert steep
+    assert gradients["raw"] > gradients["clamp"] > gradients["drop"] > 0
+
+
+def test_gradients_are_not_to_be_differentiated_again():
+    module = layer(diverse(4), TimeStepped(40.0, 1.0))
+    time = module(random_spikes(2, 5)).first_spike_time()
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.grad(time[time.isfinite()].sum(), module.weight, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (
+            lambda: layer(diverse(4), TimeStepped(40.0, 1.0, scheme="euler")),
+            ValueError,
+            "scheme must be 'exponential' for LearnableLIF and for delays of synapses, got 'euler'; EventDriven",
+        ),
+        (
+            lambda: layer(LIF(), TimeStepped(40.0, 1.0, scheme="euler"), DelayedSpikingLinear),
+            ValueError,
+            "scheme must be 'exponential' for LearnableLIF and for delays of synapses, got 'euler'; EventDriven",
+        ),
+        (
+            lambda: layer(LearnableLIF(4, LIF(20.0, 0.01), dtype=torch.float64), TimeStepped(40.0, 1.0)),
+            ValueError,
+            "dt must be at most 0.5",
+        ),
+        (
+            lambda: layer(diverse(4), SurrogateTimeStepped(40.0, 1.0)),
+            TypeError,
+            "surrogate gradients are for neurons of LIF and synapses without delays",
+        ),
+    ],
+)
+def test_what_is_not_offered_is_named(build, error, message):
+    module = build()
+    with pytest.raises(error, match=re.escape(message)):
+        module(random_spikes(2, 5))
+
+
+def test_too_many_spikes_are_an_error(monkeypatch):
+    monkeypatch.setattr("eventprop.tape.MAX_SPIKES_PER_SAMPLE", 100)
+    module = layer(diverse(4), TimeStepped(40.0, 1.0))
+    module.weight.data.abs_().mul_(100.0)
+    with pytest.raises(ValueError, match="more than 100 spikes"):
+        module(random_spikes(2, 5))
+    module.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="membrane potential that is NaN or infinite"):
+        module(random_spikes(2, 5))

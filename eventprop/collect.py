@@ -98,6 +98,12 @@ def _row(experiment: str, method: str, setting: str, runs: list[dict[str, Any]])
     return dict(zip(COLUMNS, values, strict=True))
 
 
+def accuracy_text(row: dict[str, Any]) -> str:
+    """Mean and standard deviation in percent."""
+    mean, sd = row["test_accuracy_mean"], row["test_accuracy_sd"]
+    return f"{100 * mean:.2f}" + ("" if sd is None else f" ± {100 * sd:.2f}")
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table for people: accuracies in percent."""
     lines = [
@@ -105,12 +111,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        accuracy = f"{100 * row['test_accuracy_mean']:.2f}"
-        if row["test_accuracy_sd"] is not None:
-            accuracy += f" ± {100 * row['test_accuracy_sd']:.2f}"
         spikes = "" if row["hidden_spikes_mean"] is None else f"{row['hidden_spikes_mean']:.0f}"
         cells = (
-            row["experiment"], row["method"], row["setting"].replace("|", "\\|"), row["n"], accuracy, row["epochs"],
+            row["experiment"], row["method"], row["setting"].replace("|", "\\|"), row["n"], accuracy_text(row), row["epochs"],
             f"{row['seconds_mean']:.0f}", spikes,
         )  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")

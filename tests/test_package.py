@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import eventprop
@@ -17,12 +19,30 @@ README = Path(__file__).parent.parent / "README.md"
 def test_the_code_of_the_readme_runs(capsys):
     torch.manual_seed(0)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 2
+    assert blocks[0].strip().count("\n") < 15
     names: dict = {}
     for block in blocks:
         exec(block, names)
     error = float(re.search(r"largest relative error (\S+)", capsys.readouterr().out).group(1))
     assert error <= 1e-7
+
+
+def test_the_readme_is_short_and_has_the_results_as_they_are():
+    readme = README.read_text()
+    assert readme.count("\n") < 200
+    script = README.parent / "benchmarks" / "results_table.py"
+    assert readme == runpy.run_path(str(script))["rebuilt"](readme), "run python benchmarks/results_table.py"
+
+
+@pytest.mark.parametrize("page", sorted((README.parent / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_the_code_of_the_documentation_runs(page, tmp_path, monkeypatch):
+    """One namespace for each page."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(block, names)
 
 
 def test_public_names():

@@ -11,7 +11,7 @@ Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the long
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,21 +19,20 @@ from torch import Tensor
 from ..autograd import differentiable_decay, elementwise_decay
 from ..event_driven.reference import sorted_tape
 from ..neuron import flow, rewind, slope
-from ..spikes import step_of, whole_steps
+from ..spikes import step_of
 from ..tape import Tape, check_finite, check_spike_count
 
-if TYPE_CHECKING:
-    from .solver import TimeStepped
 
-
-def forward(time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, solver: TimeStepped) -> Tape:
+def forward(
+    time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, steps: int, dt: float,
+    effective_slope: Callable[[Tensor], Tensor],
+) -> Tape:  # fmt: skip
     """Emitted spikes of neurons at rest, differentiable, ``neurons`` [N, 5] with the columns of ``LearnableLIF.table``.
 
     They receive the spikes ``index`` [B, K] through ``weight`` [N, M], at ``time`` [B, K, N], or [B, K, 1] for all at once.
     """
     tau_mem, tau_syn, v_th, bias, refractory = neurons.double().unbind(1)
     threshold = v_th - bias  # of U = V - b
-    dt, steps = solver.dt, whole_steps(solver.t_end, solver.dt)
     psp, psc = _effects(time.double(), index, weight.double(), tau_mem, tau_syn, steps, dt)
     a, s, phi = differentiable_decay(tau_mem.new_tensor(dt), tau_mem, tau_syn)
     i = torch.zeros_like(psp[0])
@@ -65,7 +64,7 @@ def forward(time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, solver
             miss = (
                 u_y - threshold[n]
             )  # 0 up to rounding; its gradient is that of the crossing, by implicit differentiation
-            y = y + (miss - miss.detach()) / solver.effective_slope(rise)
+            y = y + (miss - miss.detach()) / effective_slope(rise)
             emitted.append((sample, n, (end - y).to(time), rise.to(time), torch.full_like(n, step)))
             if holds:
                 free = (y - refractory[n]).clamp(min=0.0)

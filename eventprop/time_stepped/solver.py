@@ -93,7 +93,9 @@ class TimeStepped(Solver):
         _check_begin(arrivals)
         neurons = parameters_of(neuron, weight)
         check_step(self.dt, float(neurons.detach()[:, :2].min()), self.scheme)
-        tape = individual.forward(time, arrivals.index.long(), arrivals.scaled(weight), neurons, self)
+        steps = whole_steps(self.t_end, self.dt)
+        received = time, arrivals.index.long(), arrivals.scaled(weight)
+        tape = individual.forward(*received, neurons, steps, self.dt, self.effective_slope)
         observe(tape.neuron, tape.after)
         return GridSpikes._on_grid(first_order(tape.time), tape.neuron, (len(weight),), tape.slope, self.dt, self.t_end)
 

@@ -1,0 +1,51 @@
+"""Rebuild the table of results in the README from the summaries in results/: ``python benchmarks/results_table.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from eventprop.collect import accuracy_text, collect
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- results: made by benchmarks/results_table.py -->\n", "<!-- end of results -->"
+METHODS = ("eventprop", "surrogate")
+NAMES = {"eventprop": "exact", "surrogate": "surrogate"}
+
+
+def table() -> str:
+    """In Markdown; the rows in the order of results/table.yaml."""
+    described = yaml.safe_load((ROOT / "results" / "table.yaml").read_text())
+    rows = [row for method in METHODS for row in collect(ROOT / "results" / method)[0]]
+    missing = sorted({row["experiment"] for row in rows} - set(described))
+    if missing:
+        raise SystemExit(
+            f"results/table.yaml must describe every experiment of results/, {', '.join(missing)} is missing"
+        )
+    lines = [
+        "| experiment | network, code, loss | gradient | test accuracy, % (seeds) | published | epochs | seconds | spikes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for experiment, text in described.items():
+        for row in rows:
+            if row["experiment"] == experiment:
+                spikes = row["hidden_spikes_mean"]
+                cells = (
+                    f"`{experiment}`", text["network"], NAMES[row["method"]], f"{accuracy_text(row)} ({row['n']})",
+                    text.get("published", ""), row["epochs"], f"{row['seconds_mean']:,.0f}",
+                    f"{spikes:,.0f}" if spikes else "",
+                )  # fmt: skip
+                lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def rebuilt(readme: str) -> str:
+    """The README with the table as it is now."""
+    before, rest = readme.split(BEGIN)
+    return before + BEGIN + table() + END + rest.split(END)[1]
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(rebuilt(path.read_text()))

@@ -37,7 +37,7 @@ def collect(directory: Path) -> tuple[list[dict[str, Any]], list[Path]]:
     Raises:
         ConfigError: if there is no summary below ``directory``, or one cannot be read.
     """
-    summaries = {path.parent: _read(path) for path in sorted(directory.rglob("summary.json"))}
+    summaries = {path.parent: _read(path) for path in sorted(directory.rglob("summary.json"), key=_in_order)}
     if not summaries:
         raise ConfigError(
             f"there is no summary.json in {directory} or below; give the directory of a sweep or of a run"
@@ -57,6 +57,11 @@ def collect(directory: Path) -> tuple[list[dict[str, Any]], list[Path]]:
             settings.setdefault(setting, []).append(summary)
         rows += [_row(experiment, method, setting, found) for setting, found in settings.items()]
     return rows, unfinished
+
+
+def _in_order(path: Path) -> list[tuple[float, str]]:
+    """A key that sorts job 2 before job 10."""
+    return [(int(part) if part.isdigit() else math.inf, part) for part in path.parts]
 
 
 def _read(path: Path) -> dict[str, Any]:

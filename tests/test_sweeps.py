@@ -81,6 +81,13 @@ def test_runs_are_collected_by_setting(tmp_path, capsys):
     assert rows[1]["test_accuracy_sd"] == ""
 
 
+def test_jobs_are_in_the_order_in_which_they_ran(tmp_path):
+    for job in range(11):
+        write_run(tmp_path / str(job), 0.9, f"train: {{epochs: {job}}}\n")
+    rows, _ = collect.collect(tmp_path)
+    assert [row["setting"] for row in rows] == [f"train.epochs={job}" for job in range(11)]
+
+
 def test_what_cannot_be_collected_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no summary.json in .* or below"):
         collect.main([str(tmp_path)])

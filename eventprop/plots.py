@@ -155,7 +155,8 @@ def plot_loss_along(
         finally:
             weight[entry] = here
     steps = np.abs(np.diff(values))
-    jumps = steps > 20 * np.median(steps) + 1e-12
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(steps, 5, mode="edge"), 11)  # a loss may be flat elsewhere
+    jumps = steps > 20 * np.median(around, axis=1) + 1e-12
     broken = np.insert(np.array(values), np.flatnonzero(jumps) + 1, np.nan)
     places = np.insert(here + offsets.numpy(), np.flatnonzero(jumps) + 1, np.nan)
     ax.plot(places, broken, color=BLUE)

@@ -116,6 +116,12 @@ def test_the_loss_along_a_weight_breaks_where_a_spike_is_born():
     assert layer.weight.item() == weight
 
 
+def test_a_loss_that_is_flat_on_one_side_is_drawn_on_the_other():
+    x = torch.zeros(1, dtype=torch.float64)
+    line = plots.plot_loss_along(lambda: (x - 0.3).clamp(min=0).sum(), x, (0,), 1.0).get_lines()[0]
+    assert not np.isnan(line.get_ydata()).any()
+
+
 def test_runs_are_averaged(tmp_path):
     for seed in range(3):
         (tmp_path / str(seed)).mkdir()

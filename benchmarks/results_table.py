@@ -23,6 +23,10 @@ def table() -> str:
         raise SystemExit(
             f"results/table.yaml must describe every experiment of results/, {', '.join(missing)} is missing"
         )
+    if settings := [row["experiment"] for row in rows if row["setting"]]:
+        raise SystemExit(
+            f"results/ must hold one setting of each experiment and method, {', '.join(settings)} has several"
+        )
     lines = [
         "| experiment | network, code, loss | gradient | test accuracy, % (seeds) | published | epochs | seconds | spikes |",
         "|---|---|---|---|---|---|---|---|",

@@ -81,8 +81,7 @@ class DelayedSpikingLinear(SpikingLinear):
     """A ``SpikingLinear`` whose synapses delay the spikes that they transmit.
 
     A neuron receives each spike at a time of its own, so the work and the memory of a layer grow with the number of its
-    synapses times the spikes they transmit: for small layers. With ``TimeStepped``, autograd goes through every step, which is
-    slower than ``EventDriven``.
+    synapses times the spikes they transmit: for small layers. With ``TimeStepped``, autograd goes through every step.
 
     Args:
         in_features, out_features, neuron, solver, device, dtype: as for ``SpikingLinear``.

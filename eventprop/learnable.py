@@ -17,8 +17,8 @@ LEARNABLE = ("tau_mem", "tau_syn", "v_th", "bias")
 class LearnableLIF(nn.Module):
     """Leaky integrate-and-fire neurons whose time constants, threshold and bias current can be learned.
 
-    The gradients are exact. ``EventDriven`` solves them on the CPU; ``TimeStepped`` on every device, more slowly, since
-    autograd goes through every step. Time constants and threshold stay positive: the parameters are their logarithms.
+    The gradients are exact. ``EventDriven`` solves them on the CPU; ``TimeStepped`` in plain torch, with autograd through
+    every step. Time constants and threshold stay positive: the parameters are their logarithms.
 
     Args:
         num_neurons: N, of the layer that they are for.
@@ -103,7 +103,17 @@ class LearnableLIF(nn.Module):
 
 
 def parameters_of(neuron: LIF | LearnableLIF, weight: Tensor) -> Tensor:
-    """[N, 5] the table of the neurons behind ``weight`` [N, M], as ``LearnableLIF.table``."""
+    """[N, 5] the table of the neurons behind ``weight`` [N, M], as ``LearnableLIF.table``.
+
+    Raises:
+        ValueError: if a learned parameter is no longer finite and positive.
+    """
     if isinstance(neuron, LearnableLIF):
-        return neuron.table()
+        table = neuron.table()
+        if not (table.isfinite().all() and (table[:, :3] > 0).all()):
+            raise ValueError(
+                "neuron must have finite parameters, and positive time constants and thresholds; some of its LearnableLIF "
+                "have become NaN, infinite or 0: lower the learning rate"
+            )
+        return table
     return weight.new_tensor([neuron.tau_mem, neuron.tau_syn, neuron.v_th, 0.0, 0.0]).expand(len(weight), 5)

@@ -109,6 +109,8 @@ class Solver(ABC):
 
 def delayed_times(arrivals: Spikes, delay: Tensor) -> Tensor:
     """[B, K, N] when each of the arrivals comes to each neuron, through synapses with ``delay`` [N, M]; +inf for padding."""
+    if not delay.isfinite().all():
+        raise ValueError("delay must be finite, some are NaN or infinite; lower the learning rate")
     return arrivals.time[:, :, None] + delay.t()[arrivals.index.long().clamp(min=0)]
 
 

@@ -53,24 +53,26 @@ class EventDriven(Solver):
     def delayed_spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF, delay: Tensor) -> Spikes:
         check_weight(arrivals, weight)
         neurons, inputs = weight.shape
-        time, source = delayed_times(arrivals, delay).transpose(1, 2), arrivals.index.long()[:, None, :]
-        synapse = source + inputs * torch.arange(neurons, device=source.device)[:, None]
-        synapse = synapse.masked_fill(source < 0, -1)  # [B, N, K]
-        layer = (neurons * inputs,)
-        if isinstance(neuron, LearnableLIF):  # every synapse as an input of its own
-            time, synapse = time.flatten(1), synapse.flatten(1)
-            apart = Spikes._trusted(time, synapse, layer, None, arrivals.height).reordered(time, synapse)
-            return self.spikes(apart, torch.block_diag(*weight.unsqueeze(1)), neuron)
-        # every neuron as a sample of its own
-        rows = (time.shape[0] * neurons, time.shape[2])
-        time, synapse = time.reshape(rows), synapse.reshape(rows)
-        apart = Spikes._trusted(time, synapse, layer, None, arrivals.height).reordered(time, synapse)
-        emitted = self.spikes(apart, weight.reshape(1, -1), neuron)
-        assert emitted.slope is not None
-        fired = emitted.index.unflatten(0, (-1, neurons)) >= 0
-        own = torch.arange(neurons, device=source.device)[:, None].expand_as(fired).masked_fill(~fired, -1).flatten(1)
-        time, slope = (x.unflatten(0, (-1, neurons)).flatten(1) for x in (emitted.time, emitted.slope))
-        return Spikes._trusted(time, own, (neurons,), slope).reordered(time, own)
+        time, source = delayed_times(arrivals, delay), arrivals.index.long()
+        if isinstance(neuron, LearnableLIF):  # one neuron after the other
+            table, none = parameters_of(neuron, weight), weight.new_zeros(1, 0)
+            trains = [
+                self._general(arrivals.reordered(time[:, :, n], source), weight[n, None], none, table[n, None], 0.0)
+                for n in range(neurons)
+            ]
+            times, indices, slopes = zip(*((train.time, train.index, train.slope) for train in trains), strict=True)
+        else:  # every neuron as a sample of its own
+            rows, first = (len(time) * neurons, time.shape[1]), inputs * torch.arange(neurons, device=source.device)
+            synapse = (source[:, None, :] + first[:, None]).masked_fill(source[:, None, :] < 0, -1).reshape(rows)
+            time = time.transpose(1, 2).reshape(rows)
+            apart = Spikes._trusted(time, synapse, (neurons * inputs,), None, arrivals.height).reordered(time, synapse)
+            train = self.spikes(apart, weight.reshape(1, -1), neuron)
+            assert train.slope is not None
+            columns = (train.time, train.index, train.slope)
+            times, indices, slopes = (x.unflatten(0, (-1, neurons)).unbind(1) for x in columns)
+        own = [index.masked_fill(index == 0, n) for n, index in enumerate(indices)]
+        time, index, slope = (torch.cat(list(parts), dim=1) for parts in (times, own, slopes))
+        return Spikes._trusted(time, index, (neurons,), slope).reordered(time, index)
 
     def recurrent_spikes(
         self,
@@ -83,20 +85,22 @@ class EventDriven(Solver):
         """The spikes of a layer that also receives its own, ``delay`` ms later, through ``recurrent_weight`` [N, N], or [N, 0]
         for none; differentiable in the arrival times, the weights and the parameters of the neurons."""
         check_weight(arrivals, weight)
+        if not self.uses_numba(weight.device) and isinstance(neuron, LIF) and delay > 0.0:
+            return super().recurrent_spikes(arrivals, weight, neuron, recurrent_weight, delay)
+        return self._general(arrivals, weight, recurrent_weight, parameters_of(neuron, weight), delay)
+
+    def _general(
+        self, arrivals: Spikes, weight: Tensor, recurrent_weight: Tensor, neurons: Tensor, delay: float
+    ) -> Spikes:
+        """The spikes of neurons of all kinds, ``neurons`` [N, 5] with the columns of ``LearnableLIF.table``."""
         if not self.uses_numba(weight.device):
-            if isinstance(neuron, LIF) and delay > 0.0:
-                return super().recurrent_spikes(arrivals, weight, neuron, recurrent_weight, delay)
             raise ValueError(
                 f"LearnableLIF, and SpikingRecurrent without delay, need CPU tensors and backend 'auto' or 'numba', got "
                 f"{weight.device} and {self.backend!r}; SpikingLinear, and SpikingRecurrent with a delay, of LIF run everywhere"
             )
         weight = arrivals.scaled(weight)
         time, index = arrivals.time, arrivals.index.long()
-        tape = Tape(
-            *_RecurrentSpikeTimes.apply(
-                time, index, weight, recurrent_weight, parameters_of(neuron, weight), delay, self
-            )
-        )
+        tape = Tape(*_RecurrentSpikeTimes.apply(time, index, weight, recurrent_weight, neurons, delay, self))
         observe(tape.neuron, tape.after)
         return Spikes._trusted(tape.time, tape.neuron, (weight.shape[0],), tape.slope)
 

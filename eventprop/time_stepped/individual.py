@@ -2,8 +2,9 @@
 synapses with delays of their own. In plain torch with gradients by autograd, so slower than the kernels for plain layers.
 
 What ``reference`` says of a step holds here too. With a constant current b, V - b follows the flow of eq. (6). After a spike V
-is held at 0 until its release; the end of a step at which V is free again is where the current at its end, run backwards to
-the release, takes V from 0.
+is held at 0 until its release, from which it flows on with the current at the end of the step, run backwards: an arrival of
+that step counts as if it had come before. What each arrival does to each neuron is computed at once, so memory grows with
+arrivals times neurons.
 
 Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the longest row, T steps.
 """
@@ -39,7 +40,10 @@ def forward(
     u = i - bias
     release = torch.full_like(u, -math.inf)
     holds = bool((refractory > 0.0).any())
-    emitted: list[tuple[Tensor, ...]] = []  # (sample, neuron, time, slope, step) of each batch of spikes
+    # (sample, neuron, time, slope, step) of each batch of spikes; the first, of no spikes, ties silence to the inputs
+    no_time = torch.cat([x.flatten()[:0] for x in (time, weight, neurons)]).to(time)
+    no_index = torch.empty(0, dtype=torch.int64, device=time.device)
+    emitted: list[tuple[Tensor, ...]] = [(no_index, no_index, no_time, no_time.detach(), no_index)]
     total = torch.zeros(len(u), dtype=torch.int64, device=u.device)
     for step in range(steps):
         end = (step + 1) * dt
@@ -61,9 +65,8 @@ def forward(
             # a crossing whose slope is lost to rounding still has a finite gradient; one outside of its step is a constant
             rise = slope(i_y, threshold[n], tau_n[0]).detach().clamp(min=1e-16 * (v_th / tau_mem).detach()[n])
             rise = rise.masked_fill(~inside, math.inf)
-            miss = (
-                u_y - threshold[n]
-            )  # 0 up to rounding; its gradient is that of the crossing, by implicit differentiation
+            # 0 up to rounding; its gradient is that of the crossing, by implicit differentiation
+            miss = u_y - threshold[n]
             y = y + (miss - miss.detach()) / effective_slope(rise)
             emitted.append((sample, n, (end - y).to(time), rise.to(time), torch.full_like(n, step)))
             if holds:
@@ -83,9 +86,8 @@ def _effects(
     time: Tensor, index: Tensor, weight: Tensor, tau_mem: Tensor, tau_syn: Tensor, steps: int, dt: float
 ) -> tuple[Tensor, Tensor]:
     """[T, B, N] psp and psc that the arrivals of each step have raised in each neuron by its end, eq. (11)."""
-    sample, column, row = ((index >= 0)[:, :, None] & (time < steps * dt)).expand(
-        -1, -1, len(weight)
-    ).nonzero(as_tuple=True)  # fmt: skip
+    comes = (index >= 0)[:, :, None] & (time < steps * dt)
+    sample, column, row = comes.expand(-1, -1, len(weight)).nonzero(as_tuple=True)
     at = time.expand(-1, -1, len(weight))[sample, column, row]
     step = step_of(at.detach(), dt).clamp(max=steps - 1)
     y = ((step + 1).double() * dt - at).clamp(min=0.0)
@@ -106,8 +108,8 @@ def _from_rest(i: Tensor, y: Tensor, tau_mem: Tensor, tau_syn: Tensor, bias: Ten
 def _crossing(
     u: Tensor, i: Tensor, left: Tensor, threshold: Tensor, tau_mem: Tensor, tau_syn: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """How long before now, and at most ``left``, U crossed the threshold; it is (u, i) and not below the threshold now. And
-    whether it did: where it was not below the threshold then either, the spike stays there.
+    """The time y <= ``left`` with U(-y) = ``threshold``, where U is (u, i) now and not below the threshold; and whether U was
+    below it at -``left``. Where it was not, y is ``left``: the spike stays there.
 
     U has at most one extremum, so there is one crossing: bisection-guarded Newton from the left.
     """

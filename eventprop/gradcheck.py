@@ -80,8 +80,8 @@ def check_gradients(
     stay the same (Ridders 1982). A single step of 1e-6 is good to 1e-16/1e-6 of the loss, or less near grazing spikes:
     not enough to tell an exact gradient from one that is 1e-7 off.
 
-    ``fn`` is called some ten times for each entry. For small networks ``torch.set_num_threads(1)`` makes it several times
-    faster.
+    ``fn`` is called some ten times for each entry. For small networks a second thread only waits:
+    ``torch.set_num_threads(1)``.
 
     Args:
         fn: returns the loss, a tensor with one element.

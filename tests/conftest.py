@@ -62,3 +62,14 @@ def diverse(n: int, bias: bool = True, refractory: float = 0.0, learn=ALL) -> Le
         neuron.log_v_th.data[k] = 0.1 * (k % 3)
         neuron.bias.data[k] = [0.3, -0.4, 1.6, 0.0][k % 4] if bias else 0.0
     return neuron
+
+
+@pytest.fixture(params=["numba", "torch"])
+def backend(request) -> str:
+    return request.param
+
+
+def smooth(train: Spikes) -> torch.Tensor:
+    """A loss that depends on the time of every spike."""
+    fired = torch.isfinite(train.time)
+    return torch.where(fired, torch.sin(train.time / 7) * (1 + train.index % 5), 0.0).sum()

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import convergence_network, random_network, random_spikes
+from conftest import convergence_network, random_network, random_spikes, smooth
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,17 +29,6 @@ from eventprop.time_stepped import kernels, reference
 from eventprop.time_stepped.grid import Grid
 
 DTS = [2.0, 1.0, 0.5, 0.1]
-
-
-@pytest.fixture(params=["numba", "torch"])
-def backend(request) -> str:
-    return request.param
-
-
-def smooth(train: Spikes) -> torch.Tensor:
-    """A loss that depends on the time of every spike."""
-    fired = torch.isfinite(train.time)
-    return torch.where(fired, torch.sin(train.time / 7) * (1 + train.index % 5), 0.0).sum()
 
 
 def conv_network(neuron: LIF, solver: TimeStepped) -> nn.Sequential:
@@ -383,70 +372,6 @@ def test_bad_input_is_named(backend, monkeypatch):
         monkeypatch.setattr(tape, "MAX_SPIKES_PER_SAMPLE", 500)
     with pytest.raises(ValueError, match=r"emit more than [\d,]+ spikes; lower the weights"):
         TimeStepped(40.0, 1.0, backend=backend).spikes(now, 1e9 * weight, LIF())
-
-
-# ---- any linear map --------------------------------------------------------------------------------------------------
-
-
-class LowRankMap(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2, 6))
-
-    def forward(self, x):
-        return x @ self.right.t() @ self.left.t()
-
-
-class Squared(nn.Module):
-    def forward(self, x):
-        return x * x
-
-
-def test_a_linear_module_gives_what_spiking_linear_gives(backend):
-    torch.manual_seed(10)
-    solver = TimeStepped(40.0, 1.0, backend=backend)
-    linear = nn.Linear(6, 4, bias=False)
-    layer = SpikingLinear(6, 4, solver=solver)
-    layer.reset_parameters(1.0, 3.0)
-    linear.weight.data.copy_(layer.weight.data)
-    spikes = random_spikes(3, 6, dtype=torch.float32)
-    assert torch.equal(SpikingLayer(linear, solver=solver)(spikes).time, layer(spikes).time)
-
-
-def test_a_map_of_the_user_is_a_synapse():
-    torch.manual_seed(11)
-    layer = SpikingLayer(LowRankMap(), solver=TimeStepped(40.0, 1.0))
-    layer.reset_parameters(1.0, 1.5)
-    layer.double()
-    spikes = random_spikes(2, 6)
-    assert 4 < layer(spikes).count().sum() < 200
-    report = check_gradients(lambda *_: smooth(layer(spikes)), [*layer.parameters()])
-    assert report.relative_error <= 1e-7, report
-
-
-@pytest.mark.parametrize(
-    ("synapses", "message"),
-    [
-        (nn.Linear(6, 4), r"synapses must have no bias, the module \(Linear\) has one; build it with bias=False"),
-        (nn.Sequential(nn.Linear(6, 4, bias=False), nn.ReLU()), r"synapses must be linear, 1 \(ReLU\) is not"),
-        (nn.MaxPool1d(2), r"synapses must be linear, the module \(MaxPool1d\) is not"),
-        (nn.BatchNorm1d(6), "must have no bias"),
-    ],
-)
-def test_maps_that_are_not_linear_are_refused(synapses, message):
-    with pytest.raises(ValueError, match=message):
-        SpikingLayer(synapses, solver=TimeStepped(40.0, 1.0))
-
-
-def test_a_nonlinear_map_of_the_user_is_refused_when_it_is_used():
-    layer = SpikingLayer(Squared(), solver=TimeStepped(40.0, 1.0))
-    with pytest.raises(ValueError, match="synapses must be linear, without bias: f"):
-        layer(random_spikes(2, 6))
-
-
-def test_a_layer_behind_a_module_needs_a_grid():
-    with pytest.raises(TypeError, match="solver must be TimeStepped.* EventDriven.* solves SpikingLinear"):
-        SpikingLayer(nn.Linear(6, 4, bias=False), solver=EventDriven(40.0))
 
 
 # ---- convergence -----------------------------------------------------------------------------------------------------

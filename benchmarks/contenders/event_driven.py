@@ -44,5 +44,6 @@ def network_step(job: Job, solver: Solver, weights: Sequence[np.ndarray] | None 
         with torch.no_grad():
             return sum(float(network[0](batch).count().sum()) for batch in batches) / labels.numel()
 
+    # type checkers do not know that functions may have attributes of their own (PEP 232)
     step.hidden_spikes = hidden_spikes  # type: ignore[attr-defined]
     return step

@@ -30,7 +30,7 @@ def table() -> str:
             f"results/ must hold one setting of each experiment and method, {', '.join(settings)} has several"
         )
     lines = [
-        "| experiment | network, code, loss | gradient | test accuracy, % (seeds) | published | epochs | s per epoch | spikes |",
+        "| experiment | network, code, loss | gradient | test accuracy, % (seeds) | published | epochs | s/epoch | spikes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for experiment, text in described.items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import statistics
+import sys
 from collections.abc import Callable
 
 import hydra
@@ -25,8 +27,20 @@ log = logging.getLogger(__name__)
 OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True, replace=True)
 
 
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep large blocks that are freed. It gives those above 32 MiB back to the system, and to get them
+    again, page by page, takes a third of a step of ``mnist_csnn``. Other systems are left as they are."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+
+
 def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) -> None:
     """Train what ``config`` says in the run directory that Hydra has made, and report the test accuracy."""
+    keep_freed_memory()
     try:
         checked = parse(config)
         processes, directory = Processes(), None

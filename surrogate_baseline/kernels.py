@@ -5,18 +5,15 @@ from __future__ import annotations
 import numba
 import numpy as np
 import torch
-from numba.extending import register_jitable
 from torch import Tensor
 
-from eventprop.jit import OPTIONS, arrays, jit, threads
+from eventprop.jit import arrays, inlined, jit, threads
 
 from .dynamics import Dynamics
 from .surrogates import SURROGATES, BuiltIn, derivative
 
 BLOCK = 1024
-FORMULAS = tuple(register_jitable(**OPTIONS)(surrogate.formula) for surrogate in SURROGATES.values())
 ARCTAN, SIGMOID, FAST_SIGMOID, PIECEWISE_QUADRATIC, TRIANGULAR, GAUSSIAN, GIVEN = range(7)
-arctan, sigmoid, fast_sigmoid, piecewise_quadratic, triangular, gaussian = FORMULAS
 
 
 def fire(x: Tensor, cell: Dynamics) -> tuple[Tensor, Tensor]:
@@ -47,27 +44,47 @@ def _fire(x, spikes, h, keep, gain, v_th, rest, soft):
         begin, end = block * BLOCK, min((block + 1) * BLOCK, h.shape[1])
         v = np.full(end - begin, rest, h.dtype)
         for t in range(len(h)):
-            for n in range(end - begin):
-                h_n = gain * x[t, begin + n] + keep * v[n] + leak
+            x_t, h_t, spikes_t = x[t, begin:end], h[t, begin:end], spikes[t, begin:end]
+            for n in range(len(v)):
+                h_n = gain * x_t[n] + keep * v[n] + leak
                 fired = h_n >= v_th
-                h[t, begin + n] = h_n
-                spikes[t, begin + n] = real(1.0) if fired else real(0.0)
+                h_t[n] = h_n
+                spikes_t[n] = real(1.0) if fired else real(0.0)
                 v[n] = (h_n - v_th if soft else rest) if fired else h_n
 
 
+def _loop(surrogate):
+    """A loop over ``surrogate`` alone: one that also chose among them would not become vector instructions."""
+    formula = inlined(surrogate.formula)
+
+    @inlined
+    def derivatives(h, v_th, k, g):
+        for n in range(len(g)):
+            g[n] = formula(h[n] - v_th, k)
+
+    return derivatives
+
+
+arctan, sigmoid, fast_sigmoid, piecewise_quadratic, triangular, gaussian = map(_loop, SURROGATES.values())
+
+
 @jit
-def _derivative(kind, x, k):
+def _derivatives(kind, h, v_th, k, given, g):
+    """Write the surrogate derivatives at the potentials ``h`` to ``g``; those ``given`` if ``kind`` is GIVEN."""
     if kind == ARCTAN:
-        return arctan(x, k)
-    if kind == SIGMOID:
-        return sigmoid(x, k)
-    if kind == FAST_SIGMOID:
-        return fast_sigmoid(x, k)
-    if kind == PIECEWISE_QUADRATIC:
-        return piecewise_quadratic(x, k)
-    if kind == TRIANGULAR:
-        return triangular(x, k)
-    return gaussian(x, k)
+        arctan(h, v_th, k, g)
+    elif kind == SIGMOID:
+        sigmoid(h, v_th, k, g)
+    elif kind == FAST_SIGMOID:
+        fast_sigmoid(h, v_th, k, g)
+    elif kind == PIECEWISE_QUADRATIC:
+        piecewise_quadratic(h, v_th, k, g)
+    elif kind == TRIANGULAR:
+        triangular(h, v_th, k, g)
+    elif kind == GAUSSIAN:
+        gaussian(h, v_th, k, g)
+    else:
+        g[:] = given
 
 
 @jit(parallel=True)
@@ -80,16 +97,12 @@ def _fire_adjoint(grad, h, grad_x, kind, slope, keep, gain, v_th, rest, soft, de
         later = np.zeros(end - begin, h.dtype)  # keep dH_{t+1}
         g = np.empty(end - begin, h.dtype)
         for t in range(len(h) - 1, -1, -1):
-            if kind == GIVEN:
-                g[:] = grad_x[t, begin:end]
-            else:
-                for n in range(end - begin):
-                    g[n] = _derivative(kind, h[t, begin + n] - v_th, slope)
-            for n in range(end - begin):
-                h_n = h[t, begin + n]
-                a = real(1.0) if soft or h_n < v_th else real(0.0)
+            h_t, grad_t, grad_x_t = h[t, begin:end], grad[t, begin:end], grad_x[t, begin:end]
+            _derivatives(kind, h_t, v_th, slope, grad_x_t, g)
+            for n in range(len(g)):
+                a = real(1.0) if soft or h_t[n] < v_th else real(0.0)
                 if not detach_reset:
-                    a += -v_th * g[n] if soft else (rest - h_n) * g[n]
-                grad_h = grad[t, begin + n] * g[n] + a * later[n]
-                grad_x[t, begin + n] = gain * grad_h
+                    a += -v_th * g[n] if soft else (rest - h_t[n]) * g[n]
+                grad_h = grad_t[n] * g[n] + a * later[n]
+                grad_x_t[n] = gain * grad_h
                 later[n] = keep * grad_h

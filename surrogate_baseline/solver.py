@@ -138,8 +138,7 @@ class SurrogateTimeStepped(TimeStepped):
             "LearnableLIF and DelayedSpikingLinear"
         )
 
-    def spikes_behind(self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF) -> RasterSpikes:
-        steps, drive, grid = self._drive(synapses, arrivals, neuron)
+    def _emitted(self, steps: Tensor, drive: Tensor, grid: Grid) -> RasterSpikes:
         raster, *rest = _Fire.apply(drive.flatten(3), steps, grid, self)
         tape = Tape(*rest)
         spikes = RasterSpikes._on_grid(tape.time, tape.neuron, tuple(drive.shape[3:]), tape.slope, self.dt, self.t_end)
@@ -172,6 +171,11 @@ class SurrogateTimeStepped(TimeStepped):
         effect = arrivals.per_step(integral(arrivals.time.nan_to_num(posinf=self.t_end)))
         smooth = arrivals.differentiable(effect, integral(arrivals.ends())[:, None, None])
         return exact + F.linear(smooth.sum(0), weight.detach()) / self.t_end
+
+    def _drive_through(self, weight: Tensor, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor, Grid]:
+        if not isinstance(arrivals, RasterSpikes):
+            return super()._drive_through(weight, arrivals, neuron)
+        return self._drive(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
 
     def _effects(self, arrivals: Spikes, grid: Grid) -> tuple[Tensor, Tensor]:
         if not isinstance(arrivals, RasterSpikes):

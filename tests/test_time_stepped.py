@@ -134,7 +134,10 @@ def test_backends_agree(neuron, scheme):
     assert torch.equal(steps, expected_steps)
     torch.testing.assert_close(effect, expected_effect, rtol=0, atol=1e-12)  # the promise; seen: 1e-16
     weight = 3.0 * neuron.minimum_weight * torch.randn(5, 6, dtype=torch.float64)
-    drive = effect @ weight.t()
+    received = arrivals.time, arrivals.index, weight.t()
+    (steps, drive), (expected_steps, expected_drive) = (x.drive(*received, grid) for x in (kernels, reference))
+    assert torch.equal(steps, expected_steps)
+    torch.testing.assert_close(drive, expected_drive, rtol=0, atol=1e-12)
     tape, expected_tape = kernels.forward(drive, steps, grid), reference.forward(drive, steps, grid)
     for values, expected in zip(tape, expected_tape, strict=True):
         torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
@@ -143,6 +146,9 @@ def test_backends_agree(neuron, scheme):
     grad_drive = kernels.adjoint(steps, tape, grad, 5, grid)
     expected = reference.adjoint(steps, tape, grad, 5, grid)
     torch.testing.assert_close(grad_drive / expected.norm(), expected / expected.norm(), rtol=0, atol=1e-12)
+    shares = [x.drive_adjoint(*received, steps, grad_drive, grid, True, True) for x in (kernels, reference)]
+    for found, expected in zip(*shares, strict=True):
+        torch.testing.assert_close(found / expected.norm(), expected / expected.norm(), rtol=0, atol=1e-12)
     grad_effect = torch.randn_like(effect)
     torch.testing.assert_close(
         kernels.effects_adjoint(arrivals.time, arrivals.index, steps, grad_effect, grid),

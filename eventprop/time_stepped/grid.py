@@ -129,6 +129,33 @@ def effects(arrivals: Spikes, grid: Grid, backend: ModuleType) -> tuple[Tensor, 
     return steps, values if arrivals.height == 1.0 else arrivals.height * values
 
 
+def drive(arrivals: Spikes, weight: Tensor, grid: Grid, backend: ModuleType) -> tuple[Tensor, Tensor]:
+    """The steps [A] that have arrivals, ascending, and what these raise behind ``weight`` [N, M], [2, A, B, N]."""
+    return _Drive.apply(arrivals.time, arrivals.index.long(), arrivals.scaled(weight), grid, backend)
+
+
+class _Drive(torch.autograd.Function):
+    @staticmethod
+    def forward(time: Tensor, index: Tensor, weight: Tensor, grid: Grid, backend: ModuleType) -> tuple[Tensor, Tensor]:
+        return backend.drive(time, index, weight.t().contiguous(), grid)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        time, index, weight, ctx.grid, ctx.backend = inputs
+        ctx.mark_non_differentiable(output[0])
+        ctx.save_for_backward(time, index, weight, output[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, _, grad):
+        time, index, weight, steps = ctx.saved_tensors
+        need_time, _, need_weight, *_ = ctx.needs_input_grad
+        grad_time, grad_weight_t = ctx.backend.drive_adjoint(
+            time, index, weight.t().contiguous(), steps, grad, ctx.grid, need_time, need_weight
+        )
+        return grad_time, None, None if grad_weight_t is None else grad_weight_t.t(), None, None
+
+
 class _Effects(torch.autograd.Function):
     @staticmethod
     def forward(time: Tensor, index: Tensor, inputs: int, grid: Grid, backend: ModuleType) -> tuple[Tensor, Tensor]:

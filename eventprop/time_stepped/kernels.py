@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..event_driven.kernels.common import add_arrivals
 from ..event_driven.kernels.forward import NEVER, next_crossing, recorded, sort_by_time
 from ..jit import arrays, is_finite, jit, threads
 from ..neuron import adjoint_flow, decay, effect_time_gradient, flow, rewind, slope, spike_jump
@@ -21,6 +22,7 @@ from ..tape import MAX_SPIKES_PER_SAMPLE, Tape
 from .grid import Grid
 
 NO_STEP = -1
+CHUNKS = 4  # of samples in the backward pass
 
 
 def effects(time: Tensor, index: Tensor, inputs: int, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -42,6 +44,43 @@ def effects_adjoint(time: Tensor, index: Tensor, steps: Tensor, grad: Tensor, gr
             *arrays(time, index), step, _places(steps.numpy(), grid), *arrays(grad, grad_time), *_effect_constants(grid)
         )
     return grad_time
+
+
+def drive(time: Tensor, index: Tensor, weight_t: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """The steps [A] with arrivals, and what these have raised behind ``weight_t`` [M, N] by the end of their step: the drive
+    [2, A, B, N] of neurons."""
+    with threads():
+        step = steps_of_arrivals(*arrays(time), grid.steps, grid.dt, grid.exact)
+        steps = np.flatnonzero(np.bincount(step[step >= 0], minlength=1))
+        drive = torch.zeros((2, len(steps), len(time), weight_t.shape[1]), dtype=weight_t.dtype)
+        add_weighted(
+            *arrays(time, index), step, _places(steps, grid), *arrays(weight_t, drive), *_effect_constants(grid)
+        )
+    return torch.from_numpy(steps), drive
+
+
+def drive_adjoint(
+    time: Tensor,
+    index: Tensor,
+    weight_t: Tensor,
+    steps: Tensor,
+    grad: Tensor,
+    grid: Grid,
+    need_time: bool,
+    need_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """dL/dtime [B, K] and dL/dweight_t [M, N] from ``grad`` [2, A, B, N], the gradient of the drive; None where not needed."""
+    batch = len(time)
+    grad_time = torch.zeros((batch, time.shape[1] if need_time else 0), dtype=time.dtype)
+    # every chunk of samples has a share of its own; sums must not depend on the number of threads
+    shares = torch.zeros((min(CHUNKS, batch), *(weight_t.shape if need_weight else (0, 0))), dtype=weight_t.dtype)
+    with threads():
+        step = steps_of_arrivals(*arrays(time), grid.steps, grid.dt, grid.exact)
+        gather_weighted(
+            *arrays(time, index), step, _places(steps.numpy(), grid), *arrays(weight_t, grad, grad_time, shares),
+            *_effect_constants(grid),
+        )  # fmt: skip
+    return grad_time if need_time else None, shares.sum(0) if need_weight else None
 
 
 def forward(drive: Tensor, steps: Tensor, grid: Grid) -> Tape:
@@ -126,6 +165,52 @@ def gather_effects(time, index, step, place, grad, grad_time, dt, s, phi, tau_me
                 psp, psc = effect(time[b, k], step[b, k], dt, s, phi, tau_mem, tau_syn, exact)
                 at, m = place[step[b, k]], index[b, k]
                 grad_time[b, k] = effect_time_gradient(grad[0, at, b, m], grad[1, at, b, m], psp, psc, tau_mem, tau_syn)
+
+
+@jit(parallel=True)
+def add_weighted(time, index, step, place, weight_t, drive, dt, s, phi, tau_mem, tau_syn, exact):
+    real, width = drive.dtype.type, drive.shape[3]
+    for b in numba.prange(len(time)):
+        k = 0
+        while k < time.shape[1] and step[b, k] != NO_STEP:  # arrivals after the window are last
+            at = place[step[b, k]]
+            psp, psc = effect(time[b, k], step[b, k], dt, s, phi, tau_mem, tau_syn, exact)
+            psp, psc, by_psp, by_psc = real(psp), real(psc), drive[0, at, b], drive[1, at, b]
+            total = np.zeros(width, drive.dtype)
+            k = add_arrivals(total, time[b], index[b], weight_t, k)
+            for n in range(width):
+                by_psp[n] += psp * total[n]
+                by_psc[n] += psc * total[n]
+
+
+@jit(parallel=True)
+def gather_weighted(
+    time, index, step, place, weight_t, grad, grad_time, shares, dt, s, phi, tau_mem, tau_syn, exact
+):  # fmt: skip
+    """``grad_time`` [B, K] and ``shares`` [chunks, M, N] stay as they are where they are empty."""
+    batch, chunks, width, real = len(time), len(shares), weight_t.shape[1], weight_t.dtype.type
+    for chunk in numba.prange(chunks):
+        by_weight = np.empty(width, weight_t.dtype)
+        for b in range(chunk * batch // chunks, (chunk + 1) * batch // chunks):
+            k = 0
+            while k < time.shape[1] and step[b, k] != NO_STEP:
+                at, now = place[step[b, k]], time[b, k]
+                psp, psc = effect(now, step[b, k], dt, s, phi, tau_mem, tau_syn, exact)
+                grad_psp, grad_psc, psp_now, psc_now = grad[0, at, b], grad[1, at, b], real(psp), real(psc)
+                for n in range(width):
+                    by_weight[n] = psp_now * grad_psp[n] + psc_now * grad_psc[n]
+                while k < time.shape[1] and time[b, k] == now:  # all arrivals at this time
+                    if shares.shape[1]:
+                        share = shares[chunk, index[b, k]]
+                        for n in range(width):
+                            share[n] += by_weight[n]
+                    if grad_time.shape[1]:
+                        row, by_psp, by_psc = weight_t[index[b, k]], real(0.0), real(0.0)
+                        for n in range(width):
+                            by_psp += row[n] * grad_psp[n]
+                            by_psc += row[n] * grad_psc[n]
+                        grad_time[b, k] = effect_time_gradient(by_psp, by_psc, psp, psc, tau_mem, tau_syn)
+                    k += 1
 
 
 @jit

@@ -42,6 +42,31 @@ def effects_adjoint(time: Tensor, index: Tensor, steps: Tensor, grad: Tensor, gr
     return grad_time
 
 
+def drive(time: Tensor, index: Tensor, weight_t: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """The steps [A] with arrivals, and what these have raised behind ``weight_t`` [M, N] by the end of their step: the drive
+    [2, A, B, N] of neurons."""
+    steps, values = effects(time, index, len(weight_t), grid)
+    return steps, values @ weight_t
+
+
+def drive_adjoint(
+    time: Tensor,
+    index: Tensor,
+    weight_t: Tensor,
+    steps: Tensor,
+    grad: Tensor,
+    grid: Grid,
+    need_time: bool,
+    need_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """dL/dtime [B, K] and dL/dweight_t [M, N] from ``grad`` [2, A, B, N], the gradient of the drive; None where not needed."""
+    grad_time = effects_adjoint(time, index, steps, grad @ weight_t.t(), grid) if need_time else None
+    if not need_weight:
+        return grad_time, None
+    _, values = effects(time, index, len(weight_t), grid)
+    return grad_time, values.flatten(0, 2).t() @ grad.flatten(0, 2)
+
+
 def forward(drive: Tensor, steps: Tensor, grid: Grid) -> Tape:
     """Emitted spikes of neurons at rest that receive ``drive`` [2, A, B, N] (psp, psc) at the end of the steps ``steps``."""
     v = i = drive.new_zeros(drive.shape[2:], dtype=torch.float64)

@@ -23,7 +23,7 @@ from ..spikes import Spikes, whole_steps
 from ..tape import Tape
 from ..window import Window
 from . import individual
-from .grid import SCHEMES, Grid, GridSpikes, check_step, effects
+from .grid import SCHEMES, Grid, GridSpikes, check_step, drive, effects
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,13 @@ class TimeStepped(Solver):
         check_weight(arrivals, weight)
         if isinstance(neuron, LearnableLIF):
             return self._spikes_of_individuals(arrivals, arrivals.time[:, :, None], weight, neuron)
-        return self.spikes_behind(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
+        return self._emitted(*self._drive_through(weight, arrivals, neuron))
 
     def spikes_behind(self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF) -> GridSpikes:
         """The spikes of neurons behind ``synapses``, any linear map of [batch, *shape] to [batch, *shape of the layer]."""
-        steps, drive, grid = self._drive(synapses, arrivals, neuron)
+        return self._emitted(*self._drive(synapses, arrivals, neuron))
+
+    def _emitted(self, steps: Tensor, drive: Tensor, grid: Grid) -> GridSpikes:
         tape = Tape(*_SpikeTimes.apply(drive.flatten(3), steps, grid, self))
         observe(tape.neuron, tape.after)
         return GridSpikes._on_grid(tape.time, tape.neuron, tuple(drive.shape[3:]), tape.slope, self.dt, self.t_end)
@@ -133,7 +135,7 @@ class TimeStepped(Solver):
 
     def free_potential(self, arrivals: Spikes, weight: Tensor, neuron: LIF) -> Tensor:
         """[T, B, N] potential, at the end of each step, of neurons without threshold."""
-        steps, drive, grid = self._drive(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
+        steps, drive, grid = self._drive_through(weight, arrivals, neuron)
         v = i = drive.new_zeros(drive.shape[2:])
         received = dict(zip(steps.tolist(), drive.unbind(1), strict=True))
         potential = []
@@ -156,6 +158,12 @@ class TimeStepped(Solver):
         with torch.autocast(arrivals.device.type, enabled=False):
             drive = synapses(values.reshape(math.prod(values.shape[:3]), *shape))
         return steps, drive.unflatten(0, tuple(values.shape[:3])), grid
+
+    def _drive_through(self, weight: Tensor, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor, Grid]:
+        """The same behind ``weight`` [N, M]: row by row, arrival by arrival."""
+        _check_begin(arrivals)
+        grid = Grid.of(neuron, self.t_end, self.dt, self.scheme)
+        return *drive(arrivals, weight, grid, self._backend(arrivals.device)), grid
 
     def _effects(self, arrivals: Spikes, grid: Grid) -> tuple[Tensor, Tensor]:
         """The steps [A] with arrivals, and what these have raised by the end of each, [2, A, B, M]."""

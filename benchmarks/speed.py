@@ -20,11 +20,9 @@ import argparse
 import importlib
 import json
 import multiprocessing
-import os
 import statistics
 import sys
 import time
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,34 +37,33 @@ TURN, COLD = 1.0, 0.2  # s
 
 
 def make_job(batches: int) -> Job:
-    """The first ``batches`` of a random order, and weights trained on the whole set for two epochs."""
+    """The first ``batches`` of a random order, and the weights that ``mnist_gray`` ends with."""
     import torch
+    from hydra import compose, initialize_config_dir
 
-    from eventprop import LIF, EventDriven, latency_encode
-    from eventprop.data import load_mnist
-    from eventprop.losses import MeanVoltage
-    from eventprop.networks import fully_connected
+    from eventprop import latency_encode
+    from eventprop.config import CONFIG_DIRECTORY, parse
+    from eventprop.training.loop import build_network, encoded, train_epoch
 
-    train = load_mnist(root=os.environ.get("EVENTPROP_DATA", "data")).train
-    labels, spikes = train.labels, latency_encode(train.images)
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randperm(len(labels), generator=generator)[: batches * BATCH]
-    times = spikes.select(rows).to_times(1)[..., 0]
-    job = Job(times.unflatten(0, (batches, BATCH)).numpy(), labels[rows].unflatten(0, (batches, BATCH)).numpy(), ())
+    with initialize_config_dir(CONFIG_DIRECTORY, version_base="1.3"):
+        config = parse(compose("config", overrides=["+experiment=mnist_gray", "logger.progress=lines"]))
+    torch.manual_seed(config.seed)
+    dataset = config.data()
+    data = encoded(config, dataset.train)
+    network = build_network(config, data.num_inputs, dataset.num_classes)
+    optimizer = config.optimizer.build(network.parameters())
+    scheduler = config.optimizer.schedule(optimizer, config.train.epochs)
+    for epoch in range(config.train.epochs):
+        train_epoch(config, network, optimizer, data, epoch)
+        scheduler.step()
 
-    torch.manual_seed(job.seed)
-    loss, neuron = MeanVoltage(), LIF(job.tau_mem, job.tau_syn, job.v_th)
-    network = fully_connected(
-        job.inputs, job.classes, loss, neuron, EventDriven(job.t_end), hidden=[job.hidden],
-        weight_mean=[0.0, 0.0], weight_std=[0.3, 1.5],  # as in conf/experiment/mnist_gray.yaml
-    )  # fmt: skip
-    optimizer = torch.optim.Adam(network.parameters(), 5e-3, fused=True)
-    for _ in range(2):
-        for chosen in torch.randperm(len(labels), generator=generator).split(BATCH):
-            optimizer.zero_grad()
-            loss(network(spikes.select(chosen)), labels[chosen]).backward()
-            optimizer.step()
-    return replace(job, weights=tuple(weight.detach().t().numpy() for weight in network.parameters()))
+    rows = torch.randperm(len(dataset.train.labels), generator=torch.Generator().manual_seed(0))[: batches * BATCH]
+    times = latency_encode(dataset.train.images[rows]).to_times(1)[..., 0]
+    return Job(
+        times=times.unflatten(0, (batches, BATCH)).numpy(),
+        labels=dataset.train.labels[rows].unflatten(0, (batches, BATCH)).numpy(),
+        weights=tuple(weight.detach().t().numpy() for weight in network.parameters()),
+    )
 
 
 class Contender:

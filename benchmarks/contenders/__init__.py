@@ -29,7 +29,7 @@ class Job:
         times: [batches, B, 784] ms of the one spike of each pixel, +inf where it is silent; float32.
         labels: [batches, B] int64.
         weights: [inputs, hidden] and [hidden, classes] float32, with which packages that have these neurons begin: those of
-            ``mnist_gray`` after two epochs, so that all are as active as training makes them.
+            ``mnist_gray`` after its training, so that all are as active as training makes them.
         lr: of Adam; so small that no contender's activity drifts while it is timed.
     """
 

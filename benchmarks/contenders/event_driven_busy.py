@@ -10,7 +10,7 @@ from . import Job, event_driven
 
 NOT_EQUAL = "weights shifted upwards, for more hidden spikes than training leaves"
 PACKAGES = event_driven.PACKAGES
-SHIFT = 0.055
+SHIFT = 0.1
 
 
 def training_step(job: Job) -> Callable[[int], float]:

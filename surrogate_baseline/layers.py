@@ -63,8 +63,11 @@ class Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, **factory) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        # stored input-major: a spike reads one contiguous row
-        self.weight = nn.Parameter(torch.empty(in_features, out_features, **factory).t())
+        if out_features >= WIDE:  # stored input-major: a spike reads one contiguous row
+            weight = torch.empty(in_features, out_features, **factory).t()
+        else:  # dense products with few outputs are much faster like this
+            weight = torch.empty(out_features, in_features, **factory)
+        self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.empty(out_features, **factory)) if bias else None
         bound = 1.0 / math.sqrt(in_features)
         for parameter in self.parameters():

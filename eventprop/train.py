@@ -35,7 +35,7 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        mallopt(-4, 0)  # M_MMAP_MAX; glibc before 2.35 takes no larger M_MMAP_THRESHOLD than its own
 
 
 def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) -> None:

@@ -1,7 +1,7 @@
 """``SurrogateTimeStepped``: the neurons of ``eventprop``'s time-stepped solver with surrogate gradients.
 
-Forward, both are the same computation, so equal weights give equal spikes and readouts. Backward, here the number of spikes in
-a step is what carries the gradient, as if it were a smooth function of the potential H before reset,
+Forward, both are the same computation, so equal weights give equal spikes and readouts, up to rounding. Backward, here
+the number of spikes in a step is what carries the gradient, as if it were a smooth function of the potential H before reset,
 
     H_t = a V_{t-1} + phi I_{t-1} + psp_t,    I_t = s I_{t-1} + psc_t,    V_t = H_t - r_t S_t,
     dS/dH := surrogate(H_t - v_th)
@@ -173,9 +173,11 @@ class SurrogateTimeStepped(TimeStepped):
         return exact + F.linear(smooth.sum(0), weight.detach()) / self.t_end
 
     def _drive_through(self, weight: Tensor, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor, Grid]:
-        if not isinstance(arrivals, RasterSpikes):
-            return super()._drive_through(weight, arrivals, neuron)
-        return self._drive(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
+        if isinstance(arrivals, RasterSpikes) and arrivals.raster.requires_grad:
+            return self._drive(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
+        if isinstance(arrivals, RasterSpikes):
+            self._check_grid(arrivals)
+        return super()._drive_through(weight, arrivals, neuron)
 
     def _effects(self, arrivals: Spikes, grid: Grid) -> tuple[Tensor, Tensor]:
         if not isinstance(arrivals, RasterSpikes):

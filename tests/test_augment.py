@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import random_network, random_spikes
 
-from eventprop import LIF, EventDriven, GridSpikes, Spikes, check_gradients, latency_encode
+from eventprop import LIF, EventDriven, GridSpikes, Spikes, SpikingLinear, TimeStepped, check_gradients, latency_encode
 from eventprop.augment import BackgroundSpikes, ShiftImage, SpikeDropout, SpikeTimeJitter
 
 MODULES = [SpikeDropout(0.3), SpikeTimeJitter(2.0), ShiftImage(2), BackgroundSpikes(0.01, 40.0)]
@@ -60,6 +60,17 @@ def test_dropout_drops_the_share_it_is_asked_to_and_keeps_what_arrives_on_averag
     assert abs(kept - 0.7) < 5 * math.sqrt(0.3 * 0.7 / 100_000)  # five standard deviations
     assert after.height * 0.7 == pytest.approx(1.0)
     assert SpikeDropout(0.5).train()(after).height * 0.35 == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("solver", [EventDriven(40.0), TimeStepped(40.0, 1.0)], ids=["events", "grid"])
+def test_the_height_of_spikes_multiplies_the_weights_that_they_meet(solver):
+    torch.manual_seed(0)
+    plain, layer = random_spikes(3, 6), SpikingLinear(6, 4, solver=solver, dtype=torch.float64)
+    high = Spikes(plain.time, plain.index, 6, height=1.5)
+    expected = solver.spikes(plain, 1.5 * layer.weight, layer.neuron)
+    assert expected.count().sum() > 0
+    assert torch.equal(layer(high).time, expected.time)
+    assert torch.equal(*(torch.autograd.grad(train.time[0, 0], layer.weight)[0] for train in (layer(high), expected)))
 
 
 def test_jitter_has_the_spread_it_is_asked_for_and_keeps_a_grid():

@@ -8,9 +8,9 @@ import pickle
 
 import pytest
 import torch
-from conftest import random_spikes
+from conftest import random_spikes, smooth
 
-from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear
+from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear, TimeStepped
 
 SOLVER = EventDriven(t_end=40.0)
 
@@ -84,6 +84,22 @@ def test_half_precision_under_autocast_is_not_used():
         inside = readout(spikes)
     assert inside.dtype == torch.float32
     assert torch.equal(inside, readout(spikes))
+
+
+def test_a_grid_does_not_use_half_precision_under_autocast(backend):
+    """The backward pass lies outside, as torch recommends."""
+    torch.manual_seed(0)
+    layer = SpikingLinear(6, 4, solver=TimeStepped(40.0, 1.0, backend=backend))
+    spikes = random_spikes(2, 6, dtype=torch.float32)
+    layer.reset_parameters(1.0, 3.0)
+    gradients = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            train = layer(spikes)
+        assert train.time.dtype == torch.float32
+        gradients.append(torch.autograd.grad(smooth(train), layer.weight)[0])
+    assert gradients[0].norm() > 0
+    assert torch.equal(*gradients)
 
 
 def test_bad_arguments_are_named():

@@ -169,7 +169,7 @@ def test_equal_weights_give_the_spikes_of_eventprop(backend, dtype):
         assert found.raster.max() > 1
         assert torch.equal(found.to_raster(DT, T_END), expected.to_raster(DT, T_END))
         assert torch.equal(found.raster.sum(0).long(), expected.count())
-        # the products of the second layer have another shape, and so other rounding
+        # the sums of the second layer are of another order, and so of other rounding
         torch.testing.assert_close(found.time, expected.time, rtol=0, atol=1e-3 if dtype == torch.float32 else 1e-10)
 
 

@@ -129,7 +129,7 @@ def effects(arrivals: Spikes, grid: Grid, backend: ModuleType) -> tuple[Tensor, 
     return steps, values if arrivals.height == 1.0 else arrivals.height * values
 
 
-def drive(arrivals: Spikes, weight: Tensor, grid: Grid, backend: ModuleType) -> tuple[Tensor, Tensor]:
+def drive_of(arrivals: Spikes, weight: Tensor, grid: Grid, backend: ModuleType) -> tuple[Tensor, Tensor]:
     """The steps [A] that have arrivals, ascending, and what these raise behind ``weight`` [N, M], [2, A, B, N]."""
     return _Drive.apply(arrivals.time, arrivals.index.long(), arrivals.scaled(weight), grid, backend)
 
@@ -137,7 +137,8 @@ def drive(arrivals: Spikes, weight: Tensor, grid: Grid, backend: ModuleType) -> 
 class _Drive(torch.autograd.Function):
     @staticmethod
     def forward(time: Tensor, index: Tensor, weight: Tensor, grid: Grid, backend: ModuleType) -> tuple[Tensor, Tensor]:
-        return backend.drive(time, index, weight.t().contiguous(), grid)
+        with torch.autocast(weight.device.type, enabled=False):
+            return backend.drive_of(time, index, weight.t().contiguous(), grid)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -150,9 +151,10 @@ class _Drive(torch.autograd.Function):
     def backward(ctx, _, grad):
         time, index, weight, steps = ctx.saved_tensors
         need_time, _, need_weight, *_ = ctx.needs_input_grad
-        grad_time, grad_weight_t = ctx.backend.drive_adjoint(
-            time, index, weight.t().contiguous(), steps, grad, ctx.grid, need_time, need_weight
-        )
+        with torch.autocast(weight.device.type, enabled=False):
+            grad_time, grad_weight_t = ctx.backend.drive_adjoint(
+                time, index, weight.t().contiguous(), steps, grad, ctx.grid, need_time, need_weight
+            )
         return grad_time, None, None if grad_weight_t is None else grad_weight_t.t(), None, None
 
 

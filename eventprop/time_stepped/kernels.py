@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..event_driven.kernels.common import add_arrivals
+from ..event_driven.kernels.adjoint import backward_tasks
 from ..event_driven.kernels.forward import NEVER, next_crossing, recorded, sort_by_time
 from ..jit import arrays, is_finite, jit, threads
 from ..neuron import adjoint_flow, decay, effect_time_gradient, flow, rewind, slope, spike_jump
@@ -22,7 +22,6 @@ from ..tape import MAX_SPIKES_PER_SAMPLE, Tape
 from .grid import Grid
 
 NO_STEP = -1
-CHUNKS = 4  # of samples in the backward pass
 
 
 def effects(time: Tensor, index: Tensor, inputs: int, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -37,7 +36,7 @@ def effects(time: Tensor, index: Tensor, inputs: int, grid: Grid) -> tuple[Tenso
 
 def effects_adjoint(time: Tensor, index: Tensor, steps: Tensor, grad: Tensor, grid: Grid) -> Tensor:
     """dL/dtime [B, K] from ``grad`` [2, A, B, M], the gradient of the effects that ``effects`` returns."""
-    grad_time = torch.zeros_like(time)
+    grad_time = torch.zeros(time.shape, dtype=time.dtype)
     with threads():
         step = steps_of_arrivals(*arrays(time), grid.steps, grid.dt, grid.exact)
         gather_effects(
@@ -46,7 +45,7 @@ def effects_adjoint(time: Tensor, index: Tensor, steps: Tensor, grad: Tensor, gr
     return grad_time
 
 
-def drive(time: Tensor, index: Tensor, weight_t: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def drive_of(time: Tensor, index: Tensor, weight_t: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """The steps [A] with arrivals, and what these have raised behind ``weight_t`` [M, N] by the end of their step: the drive
     [2, A, B, N] of neurons."""
     with threads():
@@ -72,8 +71,8 @@ def drive_adjoint(
     """dL/dtime [B, K] and dL/dweight_t [M, N] from ``grad`` [2, A, B, N], the gradient of the drive; None where not needed."""
     batch = len(time)
     grad_time = torch.zeros((batch, time.shape[1] if need_time else 0), dtype=time.dtype)
-    # every chunk of samples has a share of its own; sums must not depend on the number of threads
-    shares = torch.zeros((min(CHUNKS, batch), *(weight_t.shape if need_weight else (0, 0))), dtype=weight_t.dtype)
+    chunks, shape = min(backward_tasks(batch), batch), weight_t.shape if need_weight else (0, 0)
+    shares = torch.zeros((chunks, *shape), dtype=weight_t.dtype)
     with threads():
         step = steps_of_arrivals(*arrays(time), grid.steps, grid.dt, grid.exact)
         gather_weighted(
@@ -169,18 +168,19 @@ def gather_effects(time, index, step, place, grad, grad_time, dt, s, phi, tau_me
 
 @jit(parallel=True)
 def add_weighted(time, index, step, place, weight_t, drive, dt, s, phi, tau_mem, tau_syn, exact):
-    real, width = drive.dtype.type, drive.shape[3]
+    real = drive.dtype.type
     for b in numba.prange(len(time)):
-        k = 0
-        while k < time.shape[1] and step[b, k] != NO_STEP:  # arrivals after the window are last
-            at = place[step[b, k]]
-            psp, psc = effect(time[b, k], step[b, k], dt, s, phi, tau_mem, tau_syn, exact)
-            psp, psc, by_psp, by_psc = real(psp), real(psc), drive[0, at, b], drive[1, at, b]
-            total = np.zeros(width, drive.dtype)
-            k = add_arrivals(total, time[b], index[b], weight_t, k)
-            for n in range(width):
-                by_psp[n] += psp * total[n]
-                by_psc[n] += psc * total[n]
+        psp = psc = 0.0
+        for k in range(time.shape[1]):
+            if step[b, k] == NO_STEP:
+                continue
+            if k == 0 or time[b, k] != time[b, k - 1]:
+                psp, psc = effect(time[b, k], step[b, k], dt, s, phi, tau_mem, tau_syn, exact)
+            at, row, psp_k, psc_k = place[step[b, k]], weight_t[index[b, k]], real(psp), real(psc)
+            by_psp, by_psc = drive[0, at, b], drive[1, at, b]
+            for n in range(len(row)):
+                by_psp[n] += psp_k * row[n]
+                by_psc[n] += psc_k * row[n]
 
 
 @jit(parallel=True)

@@ -23,7 +23,7 @@ from ..spikes import Spikes, whole_steps
 from ..tape import Tape
 from ..window import Window
 from . import individual
-from .grid import SCHEMES, Grid, GridSpikes, check_step, drive, effects
+from .grid import SCHEMES, Grid, GridSpikes, check_step, drive_of, effects
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class TimeStepped(Solver):
 
     def free_potential(self, arrivals: Spikes, weight: Tensor, neuron: LIF) -> Tensor:
         """[T, B, N] potential, at the end of each step, of neurons without threshold."""
-        steps, drive, grid = self._drive_through(weight, arrivals, neuron)
+        steps, drive, grid = self._drive(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
         v = i = drive.new_zeros(drive.shape[2:])
         received = dict(zip(steps.tolist(), drive.unbind(1), strict=True))
         potential = []
@@ -160,10 +160,10 @@ class TimeStepped(Solver):
         return steps, drive.unflatten(0, tuple(values.shape[:3])), grid
 
     def _drive_through(self, weight: Tensor, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor, Grid]:
-        """The same behind ``weight`` [N, M]: row by row, arrival by arrival."""
+        """The same behind ``weight`` [N, M]; on the CPU from arrival to arrival, without what arrives in each step."""
         _check_begin(arrivals)
         grid = Grid.of(neuron, self.t_end, self.dt, self.scheme)
-        return *drive(arrivals, weight, grid, self._backend(arrivals.device)), grid
+        return *drive_of(arrivals, weight, grid, self._backend(arrivals.device)), grid
 
     def _effects(self, arrivals: Spikes, grid: Grid) -> tuple[Tensor, Tensor]:
         """The steps [A] with arrivals, and what these have raised by the end of each, [2, A, B, M]."""

@@ -31,8 +31,7 @@ def adjoint(
     """
     (batch, arrivals), (inputs, width) = time.shape, weight_t.shape
     blocks = -(-width // ADJOINT_BLOCK)
-    tasks = min(max(batch // CHUNK, FEWEST_TASKS), MOST_TASKS)
-    chunks = max(1, min(batch, tasks // max(blocks, 1)))
+    chunks = max(1, min(batch, backward_tasks(batch) // max(blocks, 1)))
     inputs = inputs if need_weight else 0
     received = arrays(time, index, weight_t, *tape, grad)
     real = received[2].dtype
@@ -41,6 +40,11 @@ def adjoint(
     with threads():
         adjoint_batch(*received, grad_weight, shares, grad_time, neuron.tau_mem, neuron.tau_syn, v_reset, t_end)
     return torch.from_numpy(grad_time.sum(0)), torch.from_numpy(grad_weight)
+
+
+def backward_tasks(batch: int) -> int:
+    """How many tasks share the backward pass of a batch."""
+    return min(max(batch // CHUNK, FEWEST_TASKS), MOST_TASKS)
 
 
 @jit

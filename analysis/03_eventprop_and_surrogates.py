@@ -75,6 +75,7 @@ def compare(metric, against="epoch"):
         plot_training(runs(experiment), metric, against, ax=ax)
         ax.set_title(experiment)
         ax.grid(alpha=0.3)
+        ax.margins(y=0.12)
     return panels
 
 
@@ -92,8 +93,9 @@ for ax in compare("test_accuracy"):
 # ## Accuracy over wall time
 #
 # The time axis is logarithmic. The first epoch includes the compilation of the kernels; a jump along the axis is an epoch
-# in which the machine was busy. Most of the distance between the curves is the grid and not the gradient: on the same
-# grid, exact gradients take no longer than surrogates (next notebook).
+# in which the machine was busy. Much of the distance between the curves is the work on every step of a grid, which exact
+# gradients do not need (next notebook). Four of the five surrogate runs on `mnist_gray` and all on `yin_yang` are from
+# before fully connected layers on a grid went from arrival to arrival; they would be up to twice as fast now.
 
 # %%
 for ax in compare("test_accuracy", against="seconds"):

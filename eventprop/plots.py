@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -261,10 +262,9 @@ def plot_work_precision(rows: Sequence[dict[str, Any]], ax: Axes | None = None) 
         points = [row for row in rows if row["series"] == name]
         color, marker = COLORS[k % len(COLORS)], "os^Dv*P"[k % 7]
         ax.plot([row["ms"] for row in points], [row["error"] for row in points], marker=marker, color=color, label=name)
-        for row in points if len(points) > 1 else []:
-            ax.annotate(
-                f"{row['dt']:g}", (row["ms"], row["error"]), (5, 4), textcoords="offset points", color=color, fontsize=8
-            )
+        for row, above in zip(points if len(points) > 1 else [], itertools.cycle((4, -11, 14)), strict=False):
+            place = (row["ms"], row["error"])  # neighbours may be close: their labels lie at different heights
+            ax.annotate(f"{row['dt']:g}", place, (5, above), textcoords="offset points", color=color, fontsize=8)
     ax.set(
         xscale="log",
         yscale="log",

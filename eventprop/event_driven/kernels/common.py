@@ -8,10 +8,11 @@ from ...jit import jit
 
 
 @jit
-def add_arrivals(i, time, index, weight_t, first):
-    """Add to I the weights of all arrivals at the time of arrival ``first`` (eq. 4); return the arrival after them."""
+def last_together(i, time, index, weight_t, first):
+    """The last arrival at the time of arrival ``first``. The weights of those before it are added to I (eq. 4); its own are
+    left to the caller, whose pass over the neurons can add them on the way."""
     e = first
-    while e < len(time) and time[e] == time[first]:
+    while e + 1 < len(time) and time[e + 1] == time[first]:
         row = weight_t[index[e]]
         for n in range(len(i)):
             i[n] += row[n]

@@ -20,11 +20,12 @@ from ...exponential import exp
 from ...jit import arrays, inlined, is_finite, jit, threads
 from ...neuron import LIF, decay, flow, peak_time, slope
 from ...tape import MAX_SPIKES_PER_SAMPLE, Tape, check_finite, check_spike_count
-from .common import add_arrivals, arrivals_before
+from .common import arrivals_before, last_together
 
 NEVER = -1.0
 # Of the shorter time constant: a step on the parabola cubes the error, so after one as small only rounding is left.
 EXACT = 1e-5
+ROUNDING = 1 - 1e-9  # far below any V that rounding could lower
 LANES = 8  # neurons that are searched at once
 TASKS = 64  # most tasks of a forward pass
 
@@ -161,13 +162,17 @@ def sort_by_time(time, neuron, slopes):
 
 
 @jit
-def advance(v, i, v_end, i_end, can_cross, a, s, phi, threshold):
-    """Flow of all neurons over one stretch, and which of them can cross the threshold in it (section of eq. 7: V ends
-    above it, or I starts above it and V is past its peak at the end)."""
+def advance(v, i, row, v_end, i_end, can_cross, a, s, phi, v_th):
+    """An arrival at all neurons, their flow over the stretch after it, and which of them can cross the threshold in it.
+
+    At a peak V = I, by eq. (1), so that x later V is (a(x) + phi(x)) times the peak, by eq. (6). That falls with x: a V that
+    ends the stretch below (a + phi) v_th had no peak above v_th. Few others pass; they are searched in vain.
+    """
+    least = ROUNDING * (a + phi) * v_th
     for n in range(len(v)):
-        v_n, i_n = flow(v[n], i[n], a, s, phi)
+        v_n, i_n = flow(v[n], i[n] + row[n], a, s, phi)
         v_end[n], i_end[n] = v_n, i_n
-        can_cross[n] = (v_n >= threshold) | ((i[n] >= threshold) & (i_n < v_n))
+        can_cross[n] = v_n >= least
 
 
 @jit
@@ -186,11 +191,13 @@ def simulate(time, index, weight_t, out_time, out_neuron, out_slope, out_after, 
     spikes = e = 0
     while e < len(time):
         now = time[e]
-        e = add_arrivals(i, time, index, weight_t, e)
+        e = last_together(i, time, index, weight_t, e)
+        row = weight_t[index[e]]
+        e += 1
         until = time[e] if e < len(time) else real(t_end)
         horizon = np.float64(until) - np.float64(now)
         a, s, phi = decay(horizon, tau_mem, tau_syn)
-        advance(v, i, v_end, i_end, can_cross, a, s, phi, v_th)
+        advance(v, i, row, v_end, i_end, can_cross, a, s, phi, v_th)
         begin = spikes
         candidates = 0
         for eight in range(len(can_cross_by_eight)):
@@ -199,7 +206,8 @@ def simulate(time, index, weight_t, out_time, out_neuron, out_slope, out_after, 
                     candidate[candidates] = n
                     candidates += can_cross[n]
         for c in range(candidates):
-            v_from[c], i_from[c], v_to[c] = v[candidate[c]], i[candidate[c]], v_end[candidate[c]]
+            n = candidate[c]
+            v_from[c], i_from[c], v_to[c] = v[n], i[n] + row[n], v_end[n]
         for c in range(-(-candidates // LANES) * LANES):
             crossing[c] = quick_crossing(v_from[c], i_from[c], v_to[c], horizon, tau_mem, tau_syn, v_th)
         for c in range(candidates):
@@ -225,7 +233,7 @@ def simulate(time, index, weight_t, out_time, out_neuron, out_slope, out_after, 
                 v_stop -= v_th * exp(-(horizon - at) / tau_mem)  # eq. (3), seen from the end of the stretch
                 dt = next_crossing(v_n, i_n, v_stop, i_end[n], horizon - at, tau_mem, tau_syn, v_th)
             v_end[n] = v_stop
-        if begin < spikes <= capacity:
+        if begin + 1 < spikes <= capacity:
             sort_by_time(out_time[begin:spikes], out_neuron[begin:spikes], out_slope[begin:spikes])
         v, v_end = v_end, v
         i, i_end = i_end, i

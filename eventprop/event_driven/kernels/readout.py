@@ -15,7 +15,7 @@ from torch import Tensor
 from ...jit import arrays, is_finite, jit, threads
 from ...neuron import LIF, decay, flow, integrated_psp, peak_time, slope
 from ...tape import Maximum, check_finite
-from .common import add_arrivals, arrivals_before
+from .common import arrivals_before, last_together
 
 
 def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Maximum:
@@ -94,16 +94,19 @@ def find_maximum(time, index, weight_t, best, best_time, best_after, best_arriva
     e = 0
     while e < len(time):
         now = np.float64(time[e])
-        e = add_arrivals(i, time, index, weight_t, e)
+        e = last_together(i, time, index, weight_t, e)
+        row = weight_t[index[e]]
+        e += 1
         until = np.float64(time[e]) if e < len(time) else t_end
         a, s, phi = decay(until - now, tau_mem, tau_syn)
         for n in range(width):
-            v_end, i_end = flow(v[n], i[n], a, s, phi)
-            if i[n] > v[n] and i[n] > best[n]:
+            i_n = i[n] + row[n]
+            v_end, i_end = flow(v[n], i_n, a, s, phi)
+            if i_n > v[n] and i_n > best[n]:
                 if i_end < v_end:  # the peak lies inside
-                    dt = peak_time(v[n], i[n], tau_mem, tau_syn)
+                    dt = peak_time(v[n], i_n, tau_mem, tau_syn)
                     a_n, s_n, phi_n = decay(dt, tau_mem, tau_syn)
-                    peak = flow(v[n], i[n], a_n, s_n, phi_n)[0]
+                    peak = flow(v[n], i_n, a_n, s_n, phi_n)[0]
                     if peak > best[n]:
                         best[n], best_time[n], best_after[n] = peak, now + dt, e - 1
                         best_arrival[n], best_slope[n] = -1, 0.0

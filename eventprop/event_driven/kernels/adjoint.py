@@ -82,8 +82,8 @@ def adjoint_sample(
     p, q = np.zeros(width, weight_t.dtype), np.zeros(width, weight_t.dtype)
     p_at, at = np.zeros(width), np.full(width, np.inf)  # p beyond the last jump in this stretch, and its time
     own, jump = np.empty(len(out_time), np.int64), np.empty(len(out_time))
-    unused = np.zeros(width, weight_t.dtype)
-    left = unused  # the row of the weight gradient to which the next pass over the neurons adds q on the way
+    # the row of the weight gradient that gets its q in the next pass; at first, none
+    left = np.zeros(width, weight_t.dtype)
     k = len(out_time) - 1
     while k >= 0 and not first <= out_neuron[k] < stop:  # padding, and other blocks' spikes
         k -= 1
@@ -106,7 +106,6 @@ def adjoint_sample(
         for n in range(width):
             left[n] += q[n]
             p[n], q[n] = adjoint_flow(p[n], q[n], a_e, s_e, phi_e)
-        left = unused
         for j in range(jumps):  # the flow is linear: what each jump adds at the start of the stretch
             n = out_neuron[own[j]] - first
             p_j, q_j = adjoint_flow(jump[j], 0.0, spike[0, own[j]], spike[1, own[j]], spike[2, own[j]])

@@ -99,7 +99,7 @@ def memory(problem: Problem) -> tuple[int, float]:
     """Emitted spikes, and the peak of a step in MiB."""
     job = problem.build()
     emitted = int(step(*job).count().sum())  # compiles
-    return emitted, statistics.median(peak_memory(lambda: step(*job)) for _ in range(3))
+    return emitted, statistics.median(peak_memory(lambda: step(*job)) for _ in range(15))
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from .common import arrivals_before, last_together
 NEVER = -1.0
 # Of the shorter time constant: a step on the parabola cubes the error, so after one as small only rounding is left.
 EXACT = 1e-5
-ROUNDING = 1 - 1e-9  # far below any V that rounding could lower
+ROUNDING = 1 - 1e-9  # so that no crossing is lost to rounding, whose relative error is near 1e-16
 LANES = 8  # neurons that are searched at once
 TASKS = 64  # most tasks of a forward pass
 

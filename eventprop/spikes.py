@@ -88,7 +88,7 @@ class Spikes:
             raise ValueError("times must be finite, or +inf where a neuron is silent; got NaN or -inf")
         time, order = times.flatten(1).sort(dim=1, stable=True)
         columns = int(torch.isfinite(time.amin(0)).sum()) if time.numel() else 0
-        time, order = time[:, :columns], order[:, :columns]
+        time, order = time[:, :columns].contiguous(), order[:, :columns]
         index = order // times.shape[2] if times.dim() == 3 else order
         return cls._trusted(time, index.masked_fill(torch.isinf(time), -1), (times.shape[1],))
 

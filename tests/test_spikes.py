@@ -28,6 +28,14 @@ def test_from_times_takes_several_spikes_per_neuron_in_any_order():
     assert spikes.to_times().tolist() == [[[1.0, 5.0], [3.0, INF]]]
 
 
+def test_from_times_keeps_no_memory_for_silent_neurons():
+    times = torch.full((2, 100), INF)
+    times[:, 7] = 1.0
+    time = Spikes.from_times(times).time
+    assert time.shape == (2, 1)
+    assert time.untyped_storage().nbytes() == time.nbytes
+
+
 def test_to_times_inverts_from_times():
     torch.manual_seed(0)
     times = (torch.rand(4, 7, 3) * 20).sort(dim=2).values

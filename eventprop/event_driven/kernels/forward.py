@@ -46,7 +46,7 @@ def recorded(simulate: Callable[..., np.ndarray], batch: int, neurons: int, dtyp
     to one row of the buffers, one behind the other, with room for four spikes per neuron in the first and one in the others.
     """
     room = 64 + (3 + -(-batch // max(tasks, 1))) * neurons
-    bounds = [samples_of(task, tasks, batch)[0] for task in range(tasks)]
+    bounds, _ = samples_of(np.arange(tasks), tasks, batch)
     with threads():
         while True:
             columns = _columns(tasks, room, dtype)

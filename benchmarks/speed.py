@@ -3,10 +3,11 @@
     pip install -e ".[peers]" && EVENTPROP_DATA=../shared/data python benchmarks/speed.py
 
 The job is in ``contenders``: 784-350-10 on latency-coded MNIST, batch 64, float32; forward, backward and Adam, data in memory.
-Every contender lives in a process of its own, and they take turns of a second, so that a noisy machine is noisy for all. What
-is reported is the median over all steps but those of the first fifth of a turn, when caches are cold and threads asleep, and
-but those of a warm-up, times the 937.5 steps of an epoch. Peak memory is what a step adds, at its peak, to what the process
-holds between steps: network, optimizer, data, libraries and compiled code are left out (Linux).
+Every contender lives in a process of its own, and they take turns of a second, so that a noisy machine is noisy for all. In a
+turn one step follows the other, as in training. What is reported is the median over all steps but those of the first fifth of
+a turn, when caches are cold and threads asleep, and but those of a warm-up, times the 937.5 steps of an epoch. Peak memory is
+what a step adds, at its peak, to what the process holds between steps: network, optimizer, data, libraries and compiled code
+are left out (Linux).
 
 Work and precision: for the solvers of this package at several step lengths, the time per step and how far the gradient of the
 first layer is from that of the event-driven solver in float64.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import multiprocessing
 import statistics
@@ -73,25 +75,15 @@ class Contender:
         self.name, self.first, self.times = name, [], []
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._steps = 0
         self._process = context.Process(target=_work, args=(name, job, theirs), daemon=True)
         self._process.start()
         theirs.close()  # so that the end of the process ends the waiting for it
         self.skipped: str | None = self._pipe.recv()
 
-    def step(self) -> float:
-        """Seconds of one step, on the next batch."""
-        self._steps += 1
-        self._pipe.send(self._steps)
+    def turn(self, seconds: float) -> list[float]:
+        """Seconds of each step of a turn of at least two steps."""
+        self._pipe.send(seconds)
         return self._pipe.recv()
-
-    def turn(self) -> list[float]:
-        """Seconds of the steps of one turn, but those at its begin."""
-        times = []
-        while sum(times) < TURN or len(times) < 2:
-            times.append(self.step())
-        cold = max(1, int(np.searchsorted(np.cumsum(times), COLD)))
-        return times[cold:]
 
     def finish(self, slow: bool) -> dict[str, float]:
         """End the process; what a row of the table has besides times. Memory of a ``slow`` one is measured once."""
@@ -112,10 +104,14 @@ def _work(name: str, job: Job, pipe) -> None:
         return
     step = adapter.training_step(job)
     pipe.send(None)
-    while (k := pipe.recv()) is not None:
-        begin = time.perf_counter()
-        step(k % len(job.labels))
-        pipe.send(time.perf_counter() - begin)
+    batches = itertools.cycle(range(len(job.labels)))
+    while (seconds := pipe.recv()) is not None:
+        times = []
+        while sum(times) < seconds or len(times) < 2:
+            begin = time.perf_counter()
+            step(next(batches))
+            times.append(time.perf_counter() - begin)
+        pipe.send(times)
     rest = {"peak_mib": statistics.median(peak_memory(lambda: step(0)) for _ in range(pipe.recv()))}
     if hasattr(step, "hidden_spikes"):
         rest["hidden_spikes_per_image"] = step.hidden_spikes()
@@ -135,12 +131,13 @@ def compare(names: list[str], job: Job, turns: int, patience: float) -> dict[str
         else:
             contenders.append(contender)
     for contender in contenders:
-        contender.first = [contender.step(), contender.step()]
+        contender.first = contender.turn(0.0)
     quick = [contender for contender in contenders if contender.first[1] < patience]
     for turn in range(turns + 1):
         for contender in quick:
-            times = contender.turn()
-            contender.times += times if turn > 0 else []
+            times = contender.turn(TURN)
+            cold = max(1, int(np.searchsorted(np.cumsum(times), COLD)))
+            contender.times += times[cold:] if turn > 0 else []
     for contender in contenders:
         adapter = importlib.import_module(f"contenders.{contender.name}")
         times = contender.times or contender.first[1:]

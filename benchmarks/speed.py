@@ -209,7 +209,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     ax = plot_work_precision(
         [{"series": r["solver"], "ms": r["ms"], "error": r["gradient_error"], "dt": r["dt"]} for r in rows]
     )
-    ax.set_title("Numbers: step length in ms", fontsize=9, loc="right")
+    ax.set_title("Step lengths: 2, 1, 0.5, 0.2 and 0.1 ms", fontsize=9, loc="right")
     ax.figure.savefig(path, dpi=150)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -254,7 +253,8 @@ def plot_work_precision(rows: Sequence[dict[str, Any]], ax: Axes | None = None) 
     """The error of gradients over the time that they take.
 
     Args:
-        rows: each with "series", "ms" and "error", in the order to connect; and "dt", in ms, if that is what varies.
+        rows: each with "series", "ms" and "error", in the order to connect; and "dt", in ms, if that is what varies: it
+            labels the ends of a series.
     """
     ax = _axes(ax)
     series = list(dict.fromkeys(row["series"] for row in rows))
@@ -262,9 +262,11 @@ def plot_work_precision(rows: Sequence[dict[str, Any]], ax: Axes | None = None) 
         points = [row for row in rows if row["series"] == name]
         color, marker = COLORS[k % len(COLORS)], "os^Dv*P"[k % 7]
         ax.plot([row["ms"] for row in points], [row["error"] for row in points], marker=marker, color=color, label=name)
-        for row, above in zip(points if len(points) > 1 else [], itertools.cycle((4, -11, 14)), strict=False):
-            place = (row["ms"], row["error"])  # neighbours may be close: their labels lie at different heights
-            ax.annotate(f"{row['dt']:g}", place, (5, above), textcoords="offset points", color=color, fontsize=8)
+        for row, side, align in ((points[0], -7, "right"), (points[-1], 7, "left")) if len(points) > 1 else ():
+            ax.annotate(
+                f"{row['dt']:g}", (row["ms"], row["error"]), (side, 0), textcoords="offset points",
+                ha=align, va="center", color=color, fontsize=8,
+            )  # fmt: skip
     ax.set(
         xscale="log",
         yscale="log",

@@ -29,7 +29,7 @@ OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True, replace=True)
 
 def keep_freed_memory() -> None:
     """Let glibc's malloc keep large blocks that are freed. It gives those above 32 MiB back to the system, and to get them
-    again, page by page, takes a third of a step of ``mnist_csnn``. Other systems are left as they are."""
+    again, page by page, takes a third to a half of a step of ``mnist_csnn``. Other systems are left as they are."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none

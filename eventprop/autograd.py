@@ -1,17 +1,93 @@
-"""Where gradients come from autograd: the flow of a neuron, differentiable in its time constants too."""
+"""What all backward passes share: they are right once, and refuse to be differentiated again. And the flow of a neuron,
+differentiable in its time constants too."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .neuron import decay_by_tau, two_decays
 
 
+class FirstOrder(torch.autograd.Function):
+    """A function whose backward pass is not differentiable; whoever does differentiate it gets an error and not zeros.
+
+    Subclasses have ``forward`` without ctx, ``setup_context`` and ``backward``, and work under ``torch.func`` as far as what
+    they call does.
+    """
+
+    generate_vmap_rule = True
+
+    def __init_subclass__(cls) -> None:
+        # torch asks for it in every call, and to work it out takes a good part of a small step. Type checkers do not know that
+        # functions may have this attribute (PEP 362)
+        cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+        cls.backward = staticmethod(_once(cls.backward))  # type: ignore[method-assign]
+
+    @classmethod
+    def of(cls, *inputs):
+        """``apply``, with an error that says what there is where forward mode is asked for."""
+        try:
+            return cls.apply(*inputs)
+        except NotImplementedError as error:
+            if "jvp" not in str(error):
+                raise
+            raise NotImplementedError(
+                "eventprop has no forward-mode derivatives (torch.func.jvp, jacfwd, torch.autograd.forward_ad); use reverse "
+                "mode: backward, torch.func.vjp or jacrev"
+            ) from error
+
+
+def _once(backward: Callable) -> Callable:
+    @functools.wraps(backward)
+    def guarded(ctx, *grads):
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return results
+        return _guarded(results, [x for x in (*grads, *ctx.saved_tensors) if x is not None])
+
+    return guarded
+
+
+def _guarded(results: tuple[Tensor | None, ...] | Tensor, causes: list[Tensor]):
+    """The ``results`` of a backward pass, which depend on the ``causes``."""
+    several = isinstance(results, tuple)
+    known = [x for x in (results if several else (results,)) if x is not None]
+    if not known or not any(x.requires_grad for x in causes):
+        return results
+    found = iter(_SecondDerivative.apply(len(known), *known, *causes))
+    guarded = tuple(None if x is None else next(found) for x in (results if several else (results,)))
+    return guarded if several else guarded[0]
+
+
+class _SecondDerivative(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in tensors[:count])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            "eventprop's gradients cannot be differentiated again: a second derivative (torch.autograd.functional.hessian, "
+            "torch.func.hessian, a gradient penalty, create_graph=True) is not offered. Take differences of gradients "
+            "instead, or detach the gradient"
+        )
+
+
 def differentiable_decay(dt: Tensor, tau_mem: Tensor, tau_syn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Eq. (5) for tensors that broadcast, differentiable in all three, also where time constants are equal."""
-    return _Decay.apply(*torch.broadcast_tensors(dt, tau_mem, tau_syn))
+    return _Decay.of(*torch.broadcast_tensors(dt, tau_mem, tau_syn))
 
 
 def elementwise_decay(dt: Tensor, tau_mem: Tensor, tau_syn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,12 +97,7 @@ def elementwise_decay(dt: Tensor, tau_mem: Tensor, tau_syn: Tensor) -> tuple[Ten
     return torch.where(slow_membrane, slow, fast), torch.where(slow_membrane, fast, slow), dt / tau_mem * h
 
 
-def first_order(x: Tensor) -> Tensor:
-    """``x``, whose gradient cannot be differentiated again: ``create_graph=True`` is an error."""
-    return _FirstOrder.apply(x)
-
-
-class _Decay(torch.autograd.Function):
+class _Decay(FirstOrder):
     @staticmethod
     def forward(dt: Tensor, tau_mem: Tensor, tau_syn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return elementwise_decay(dt, tau_mem, tau_syn)
@@ -36,28 +107,8 @@ class _Decay(torch.autograd.Function):
         ctx.save_for_backward(*inputs, *output)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_a, grad_s, grad_phi):
         dt, tau_mem, tau_syn, a, s, phi = ctx.saved_tensors
         a_mem, phi_mem, s_syn, phi_syn = decay_by_tau(dt, a, s, phi, tau_mem, tau_syn)
         by_dt = -grad_a * a / tau_mem - grad_s * s / tau_syn + grad_phi * (s - phi) / tau_mem
         return by_dt, grad_a * a_mem + grad_phi * phi_mem, grad_s * s_syn + grad_phi * phi_syn
-
-
-class _FirstOrder(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx, grad):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the gradient of LearnableLIF and of delayed synapses on a grid cannot be differentiated again; leave out "
-                "create_graph=True"
-            )
-        return grad

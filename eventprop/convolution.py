@@ -62,10 +62,8 @@ class SpikingConv2d(SpikingModule):
             raise TypeError(f"solver must be an EventDriven or a TimeStepped, got {type(solver).__name__}")
         if dtype is not None and dtype not in FLOATS:
             raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        # stored input-major, as the weight of a SpikingLinear
-        inputs = in_channels * math.prod(self.kernel_size)
-        weight = torch.empty(inputs, out_channels, device=device, dtype=dtype).t()
-        self.weight = nn.Parameter(weight.unflatten(1, (in_channels, *self.kernel_size)))
+        shape = (out_channels, in_channels, *self.kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self, mean: float = 0.5, std: float = 2.0) -> None:

@@ -51,8 +51,7 @@ class _Synapses(nn.Module):
             raise TypeError(f"solver must be an EventDriven or a TimeStepped, got {type(solver).__name__}")
         if dtype is not None and dtype not in FLOATS:
             raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        # stored input-major: an arriving spike reads one contiguous row, and the gradient has the same strides
-        self.weight = nn.Parameter(torch.empty(in_features, out_features, device=device, dtype=dtype).t())
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self, mean: float = 0.5, std: float = 2.0) -> None:
@@ -127,7 +126,7 @@ class SpikingRecurrent(SpikingLinear):
         if not 0 <= recurrent_std < math.inf:
             raise ValueError(f"recurrent_std must be >= 0 and finite, got {recurrent_std}")
         self.delay = float(delay)
-        self.recurrent_weight = nn.Parameter(self.weight.new_empty(out_features, out_features).t())
+        self.recurrent_weight = nn.Parameter(self.weight.new_empty(out_features, out_features))
         std = recurrent_std * self.neuron.minimum_weight / math.sqrt(out_features)
         nn.init.normal_(self.recurrent_weight, 0.0, std)
 

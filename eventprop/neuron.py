@@ -56,6 +56,11 @@ class LIF:
             object.__setattr__(self, name, positive(name, getattr(self, name)))
 
     @property
+    def numbers(self) -> list[float]:
+        """tau_mem, tau_syn and v_th."""
+        return [self.tau_mem, self.tau_syn, self.v_th]
+
+    @property
     def minimum_weight(self) -> float:
         """The smallest weight with which one input spike alone makes a neuron at rest fire."""
         rest, unit = torch.tensor([0.0, 1.0], dtype=torch.float64)

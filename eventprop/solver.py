@@ -90,21 +90,26 @@ class Solver(ABC):
     def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
         """[B, N] potential of neurons without threshold: its maximum over time, or its time average over [0, t_end]."""
 
-    def uses_numba(self, device: torch.device) -> bool:
-        """Whether tensors on ``device`` go to the numba kernels."""
+    def backend_for(self, device: torch.device) -> str:
+        """ "numba" or "torch": what computes for tensors on ``device``."""
         if self.backend == "numba" and device.type != "cpu":
             raise ValueError(f"backend 'numba' needs CPU tensors, got {device}; use backend='auto'")
-        return self.backend != "torch" and device.type == "cpu"
+        return "numba" if self.backend != "torch" and device.type == "cpu" else "torch"
 
     def effective_slope(self, slope: Tensor) -> Tensor:
         """The slopes that the backward pass divides by."""
-        if self.grazing == "clamp":
-            return slope.clamp(min=self.min_slope)
-        if self.grazing == "saturate":
-            return slope.square().add(self.min_slope**2).sqrt()
-        if self.grazing == "drop":
-            return slope.masked_fill(slope < self.min_slope, torch.inf)
-        return slope
+        return effective_slope(slope, self.grazing, self.min_slope)
+
+
+def effective_slope(slope: Tensor, grazing: str, min_slope: float) -> Tensor:
+    """The slopes that a backward pass divides by; ``grazing`` and ``min_slope`` as for ``Solver``."""
+    if grazing == "clamp":
+        return slope.clamp(min=min_slope)
+    if grazing == "saturate":
+        return slope.square().add(min_slope**2).sqrt()
+    if grazing == "drop":
+        return slope.masked_fill(slope < min_slope, torch.inf)
+    return slope
 
 
 def delayed_times(arrivals: Spikes, delay: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -20,6 +22,17 @@ class Window(NamedTuple):
     kernel_size: Pair
     stride: Pair
     padding: Pair
+
+    @property
+    def numbers(self) -> list[int]:
+        """All numbers in a row, as operators of torch take them."""
+        return [self.channels, *itertools.chain(*self[1:])]
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[int]) -> Window:
+        """The window with these ``numbers``."""
+        channels, *rest = numbers
+        return cls(channels, *zip(rest[::2], rest[1::2], strict=True))
 
     @property
     def out(self) -> Pair:

@@ -63,11 +63,7 @@ class Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, **factory) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        if out_features >= WIDE:  # stored input-major: a spike reads one contiguous row
-            weight = torch.empty(in_features, out_features, **factory).t()
-        else:  # dense products with few outputs are much faster like this
-            weight = torch.empty(out_features, in_features, **factory)
-        self.weight = nn.Parameter(weight)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, **factory))
         self.bias = nn.Parameter(torch.empty(out_features, **factory)) if bias else None
         bound = 1.0 / math.sqrt(in_features)
         for parameter in self.parameters():
@@ -88,7 +84,7 @@ class Linear(nn.Module):
         rows = math.prod(x.shape[:-1])
         counts = torch.bincount(entries // self.in_features, minlength=rows)
         y = F.embedding_bag(
-            entries % self.in_features, self.weight.t(), counts.cumsum(0) - counts, mode="sum",
+            entries % self.in_features, self.weight.t().contiguous(), counts.cumsum(0) - counts, mode="sum",
             per_sample_weights=x.flatten()[entries],
         )  # fmt: skip
         y = y.unflatten(0, x.shape[:-1])

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from eventprop.autograd import FirstOrder
 from eventprop.checks import positive
 from eventprop.layers import SpikingModule
 from eventprop.spikes import FLOATS
@@ -31,7 +31,7 @@ def _loops(device: torch.device) -> ModuleType:
     return loops
 
 
-class _Fire(torch.autograd.Function):
+class _Fire(FirstOrder):
     """All steps at once; returns the spikes and, for monitors, the potentials before reset, both [T, M]."""
 
     @staticmethod
@@ -47,7 +47,6 @@ class _Fire(torch.autograd.Function):
         ctx.save_for_backward(output[1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, _):
         (h,) = ctx.saved_tensors
         return _loops(h.device).fire_adjoint(grad.contiguous(), h, ctx.cell), None
@@ -99,9 +98,7 @@ class IF(SpikingModule):
         order = [0, *sorted(range(1, x.dim()), key=x.stride, reverse=True)]
         inverse = [order.index(d) for d in range(x.dim())]
         ordered = x.permute(order)
-        spikes, h = (
-            y.reshape(ordered.shape).permute(inverse) for y in _Fire.apply(ordered.flatten(1).contiguous(), cell)
-        )
+        spikes, h = (y.reshape(ordered.shape).permute(inverse) for y in _Fire.of(ordered.flatten(1).contiguous(), cell))
         return spikes, h
 
     def extra_repr(self) -> str:

@@ -22,14 +22,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from eventprop import LIF, GridSpikes, Spikes, TimeStepped
+from eventprop.autograd import FirstOrder
 from eventprop.neuron import adjoint_flow, decay, flow, integrated_psp
 from eventprop.observe import observe
+from eventprop.spikes import whole_steps
 from eventprop.tape import Tape
-from eventprop.time_stepped.grid import Grid
+from eventprop.time_stepped import operators
+from eventprop.time_stepped.grid import Grid, dense
 
 from .surrogates import ARCTAN, Surrogate, check_surrogate, derivative
 
@@ -138,8 +140,9 @@ class SurrogateTimeStepped(TimeStepped):
             "LearnableLIF and DelayedSpikingLinear"
         )
 
-    def _emitted(self, steps: Tensor, drive: Tensor, grid: Grid) -> RasterSpikes:
-        raster, *rest = _Fire.apply(drive.flatten(3), steps, grid, self)
+    def _emitted(self, steps: Tensor, drive: Tensor, neuron: LIF) -> RasterSpikes:
+        grid = Grid.of(neuron, self.t_end, self.dt, self.scheme)
+        raster, *rest = _Fire.of(drive.flatten(3), steps, neuron, self)
         tape = Tape(*rest)
         spikes = RasterSpikes._on_grid(tape.time, tape.neuron, tuple(drive.shape[3:]), tape.slope, self.dt, self.t_end)
         object.__setattr__(spikes, "raster", raster)
@@ -172,26 +175,26 @@ class SurrogateTimeStepped(TimeStepped):
         smooth = arrivals.differentiable(effect, integral(arrivals.ends())[:, None, None])
         return exact + F.linear(smooth.sum(0), weight.detach()) / self.t_end
 
-    def _drive_through(self, weight: Tensor, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor, Grid]:
+    def _drive_through(self, weight: Tensor, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
         if isinstance(arrivals, RasterSpikes) and arrivals.raster.requires_grad:
             return self._drive(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
         if isinstance(arrivals, RasterSpikes):
             self._check_grid(arrivals)
         return super()._drive_through(weight, arrivals, neuron)
 
-    def _effects(self, arrivals: Spikes, grid: Grid) -> tuple[Tensor, Tensor]:
+    def _effects(self, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
         if not isinstance(arrivals, RasterSpikes):
-            return super()._effects(arrivals, grid)
+            return super()._effects(arrivals, neuron)
         self._check_grid(arrivals)
-        steps, values = super()._effects(arrivals.detach(), grid)
+        steps, values = super()._effects(arrivals.detach(), neuron)
         if not arrivals.raster.requires_grad:
             return steps, values
-        dense = values.new_zeros((2, grid.steps, *values.shape[2:])).index_copy(1, steps, values)
-        y = (arrivals.step + 1).double() * grid.dt - arrivals.time.nan_to_num(posinf=0.0)
-        _, psc, psp = decay(y.clamp(min=0.0), grid.neuron.tau_mem, grid.neuron.tau_syn)
+        total = whole_steps(self.t_end, self.dt)
+        y = (arrivals.step + 1).double() * self.dt - arrivals.time.nan_to_num(posinf=0.0)
+        _, psc, psp = decay(y.clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)
         pairs = ((psp, 0.0), (psc, 1.0))  # eq. (11), and its value for a spike at the end of the step
-        smooth = [arrivals.differentiable(arrivals.per_step(effect), dense.new_tensor(end)) for effect, end in pairs]
-        return torch.arange(grid.steps, device=steps.device), dense + torch.stack(smooth)
+        smooth = [arrivals.differentiable(arrivals.per_step(effect), values.new_tensor(end)) for effect, end in pairs]
+        return torch.arange(total, device=steps.device), dense(steps, values, total) + torch.stack(smooth)
 
     def _check_grid(self, arrivals: RasterSpikes) -> None:
         if (arrivals.dt, arrivals.t_end) != (self.dt, self.t_end):
@@ -201,26 +204,26 @@ class SurrogateTimeStepped(TimeStepped):
             )
 
 
-class _Fire(torch.autograd.Function):
+class _Fire(FirstOrder):
     """The spikes of each step, [T, B, N], and the tape of all spikes, from ``drive`` [2, A, B, N]."""
 
     @staticmethod
-    def forward(drive: Tensor, steps: Tensor, grid: Grid, solver: SurrogateTimeStepped) -> tuple[Tensor, ...]:
-        tape = solver._backend(drive.device).forward(drive, steps, grid)
-        shape = drive.new_empty((grid.steps, *drive.shape[2:]))
+    def forward(drive: Tensor, steps: Tensor, neuron: LIF, solver: SurrogateTimeStepped) -> tuple[Tensor, ...]:
+        tape = Tape(*operators.grid_spikes(drive, steps, *solver._constants(neuron, drive)))
+        shape = drive.new_empty((whole_steps(solver.t_end, solver.dt), *drive.shape[2:]))
         return _per_step(shape, tape.neuron, tape.after, torch.ones_like(tape.time)), *tape
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        drive, steps, ctx.grid, ctx.solver = inputs
+        drive, steps, ctx.neuron, ctx.solver = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(drive, steps, *output)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, *_):
         drive, steps, raster, *tape = ctx.saved_tensors
-        grid, neuron = ctx.grid, ctx.grid.neuron
+        neuron, solver = ctx.neuron, ctx.solver
+        grid = Grid.of(neuron, solver.t_end, solver.dt, solver.scheme)
         h, fall = _potential(drive, steps, Tape(*tape), grid)
         g = derivative(ctx.solver.surrogate, h - neuron.v_th)
         fall = torch.where(raster > 0, fall / raster.clamp(min=1.0), neuron.v_th)

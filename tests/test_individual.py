@@ -207,13 +207,6 @@ def test_grazing_policies_change_the_slope():
         torch.testing.assert_close(found[grazing], found["raw"] * slope / effective, rtol=1e-12, atol=0)  # rounding
 
 
-def test_gradients_are_not_to_be_differentiated_again():
-    module = layer(diverse(4), TimeStepped(40.0, 1.0))
-    time = module(random_spikes(2, 5)).first_spike_time()
-    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
-        torch.autograd.grad(time[time.isfinite()].sum(), module.weight, create_graph=True)
-
-
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [

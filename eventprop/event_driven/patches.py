@@ -9,73 +9,67 @@ Shapes: B samples, P positions, K arrivals, L of them in the fullest receptive f
 
 from __future__ import annotations
 
-import inspect
 import math
-from types import ModuleType
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..autograd import FirstOrder
 from ..spikes import Spikes
 from ..window import Window
+from . import operators
 
 
-def unfold(spikes: Spikes, window: Window, backend: ModuleType) -> Spikes:
+def unfold(spikes: Spikes, window: Window, backend: str) -> Spikes:
     """[B P, L] for each position the spikes in its receptive field, as spikes of channels x kernel_size neurons."""
-    time, synapse, _ = _Unfold.apply(spikes.time, spikes.index.long(), window, backend)
+    time, synapse, _ = _Unfold.of(spikes.time, spikes.index.long(), window, backend)
     return Spikes._trusted(time, synapse, (window.channels, *window.kernel_size), None, spikes.height)
 
 
-def fold(patches: Spikes, window: Window, backend: ModuleType) -> Spikes:
+def fold(patches: Spikes, window: Window, backend: str) -> Spikes:
     """[B, S] the spikes of all positions of a sample, sorted by time; of neurons [channels, height, width]."""
-    time, neuron, slope, _ = _Fold.apply(patches.time, patches.index, patches.slope, math.prod(window.out), backend)
+    time, neuron, slope, _ = _Fold.of(patches.time, patches.index, patches.slope, math.prod(window.out), backend)
     return Spikes._trusted(time, neuron, (patches.num_neurons, *window.out), slope)
 
 
-class _Unfold(torch.autograd.Function):
+class _Unfold(FirstOrder):
     @staticmethod
-    def forward(time: Tensor, index: Tensor, window: Window, backend: ModuleType) -> tuple[Tensor, ...]:
-        return backend.unfold(time, index, window)
+    def forward(time: Tensor, index: Tensor, window: Window, backend: str) -> tuple[Tensor, ...]:
+        return operators.unfold(time, index, window.numbers, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         time, _, _, ctx.backend = inputs
-        ctx.shape = time.shape
-        _remember(ctx, output)
+        _remember(ctx, time, output)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, *_):
-        return None if grad is None else ctx.backend.put_back(grad, *ctx.saved_tensors, ctx.shape), None, None, None
+        if grad is None:
+            return None, None, None, None
+        time, source = ctx.saved_tensors
+        return operators.put_back(grad, source, *time.shape, ctx.backend), None, None, None
 
 
-class _Fold(torch.autograd.Function):
+class _Fold(FirstOrder):
     @staticmethod
-    def forward(time: Tensor, index: Tensor, slope: Tensor, positions: int, backend: ModuleType) -> tuple[Tensor, ...]:
-        return backend.fold(time, index, slope, positions)
+    def forward(time: Tensor, index: Tensor, slope: Tensor, positions: int, backend: str) -> tuple[Tensor, ...]:
+        return operators.fold(time, index, slope, positions, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        time, _, _, positions, ctx.backend = inputs
-        ctx.shape = (len(time) // positions, positions * time.shape[1])
-        ctx.patches = time.shape
-        _remember(ctx, output)
+        time, _, _, ctx.positions, ctx.backend = inputs
+        _remember(ctx, time, output)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, *_):
-        if grad is not None:
-            grad = ctx.backend.put_back(grad, *ctx.saved_tensors, ctx.shape).reshape(ctx.patches)
-        return grad, None, None, None, None
+        if grad is None:
+            return None, None, None, None, None
+        time, source = ctx.saved_tensors
+        shape = (len(time) // ctx.positions, ctx.positions * time.shape[1])
+        return operators.put_back(grad, source, *shape, ctx.backend).reshape(time.shape), None, None, None, None
 
 
-def _remember(ctx, output: tuple[Tensor, ...]) -> None:
+def _remember(ctx, time: Tensor, output: tuple[Tensor, ...]) -> None:
     """Save the last output, which tells where the times in the first come from; only these are differentiable."""
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[-1])
-
-
-for _function in (_Unfold, _Fold):  # as in ``solver``
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore
+    ctx.save_for_backward(time, output[-1])

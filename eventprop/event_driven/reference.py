@@ -29,6 +29,11 @@ from ..tape import Maximum, Tape, check_finite, check_spike_count
 from ..window import Window
 
 
+def input_major(weight: Tensor) -> Tensor:
+    """``weight`` [N, M] as [M, N], contiguous."""
+    return weight.t().contiguous()
+
+
 def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Tape:
     """Emitted spikes of a layer at rest that receives the spikes ``time``, ``index`` [B, K] through ``weight_t`` [M, N]."""
     v, i = _rest(time, weight_t)
@@ -92,7 +97,7 @@ def average(time: Tensor, index: Tensor, inputs: int, neuron: LIF, t_end: float)
     """[B, M] time average over [0, t_end] of the potential that each of M ``inputs`` raises through a weight of 1."""
     share = integrated_psp((t_end - time).clamp(min=0.0), neuron.tau_mem, neuron.tau_syn) / t_end
     source = index % (inputs + 1)  # padding (-1) becomes one input more
-    return time.new_zeros((len(time), inputs + 1)).scatter_add(1, source, share)[:, :-1]
+    return time.new_zeros((len(time), inputs + 1)).scatter_add(1, source, share)[:, :-1].contiguous()
 
 
 def average_adjoint(time: Tensor, index: Tensor, grad: Tensor, neuron: LIF, t_end: float) -> Tensor:
@@ -105,7 +110,7 @@ def adjoint(
     time: Tensor, index: Tensor, weight_t: Tensor, tape: Tape, grad: Tensor, neuron: LIF, v_reset: float, t_end: float,
     need_time: bool, need_weight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dL/dtime [B, K] and dL/dweight_t [M, N] from ``grad`` [B, S] = dL/d(emitted time); empty where not needed.
+    """dL/dtime [B, K] and dL/dweight [N, M] from ``grad`` [B, S] = dL/d(emitted time); empty where not needed.
 
     ``v_reset`` is by how much a spike lowers V: v_th, or 0 for mere observations of V.
     """
@@ -138,7 +143,7 @@ def adjoint(
         if need_time:
             share = arrival_time_gradient(p[real], q[real], weight_t[source], neuron.tau_mem, neuron.tau_syn)
             grad_time[real, e] = share.sum(1)
-    return grad_time, grad_weight
+    return grad_time, grad_weight.t().contiguous()
 
 
 def _rest(time: Tensor, weight_t: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,4 +251,4 @@ def put_back(grad: Tensor, source: Tensor, shape: tuple[int, int]) -> Tensor:
         shape[1] + 1
     )  # padding (-1) becomes one more place
     sums = grad.new_zeros(shape[0], shape[1] + 1)
-    return sums.scatter_add(1, source, grad.reshape(source.shape))[:, :-1]
+    return sums.scatter_add(1, source, grad.reshape(source.shape))[:, :-1].contiguous()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..autograd import FirstOrder
 from ..checks import choice
 from ..learnable import LearnableLIF, parameters_of
 from ..neuron import LIF
@@ -18,6 +16,7 @@ from ..solver import READOUTS, Solver, check_weight, delayed_times
 from ..spikes import Spikes
 from ..tape import Maximum, Tape
 from ..window import Window
+from . import operators
 from .patches import fold, unfold
 
 
@@ -46,7 +45,7 @@ class EventDriven(Solver):
             return self.recurrent_spikes(arrivals, weight, neuron, weight.new_zeros(weight.shape[0], 0))
         check_weight(arrivals, weight)
         weight = arrivals.scaled(weight)
-        tape = Tape(*_SpikeTimes.apply(arrivals.time, arrivals.index.long(), weight, neuron, self))
+        tape = Tape(*_SpikeTimes.of(arrivals.time, arrivals.index.long(), weight, neuron, self))
         observe(tape.neuron, tape.after)
         return Spikes._trusted(tape.time, tape.neuron, (weight.shape[0],), tape.slope)
 
@@ -85,7 +84,7 @@ class EventDriven(Solver):
         """The spikes of a layer that also receives its own, ``delay`` ms later, through ``recurrent_weight`` [N, N], or [N, 0]
         for none; differentiable in the arrival times, the weights and the parameters of the neurons."""
         check_weight(arrivals, weight)
-        if not self.uses_numba(weight.device) and isinstance(neuron, LIF) and delay > 0.0:
+        if self.backend_for(weight.device) != "numba" and isinstance(neuron, LIF) and delay > 0.0:
             return super().recurrent_spikes(arrivals, weight, neuron, recurrent_weight, delay)
         return self._general(arrivals, weight, recurrent_weight, parameters_of(neuron, weight), delay)
 
@@ -93,14 +92,14 @@ class EventDriven(Solver):
         self, arrivals: Spikes, weight: Tensor, recurrent_weight: Tensor, neurons: Tensor, delay: float
     ) -> Spikes:
         """The spikes of neurons of all kinds, ``neurons`` [N, 5] with the columns of ``LearnableLIF.table``."""
-        if not self.uses_numba(weight.device):
+        if self.backend_for(weight.device) != "numba":
             raise ValueError(
                 f"LearnableLIF, and SpikingRecurrent without delay, need CPU tensors and backend 'auto' or 'numba', got "
                 f"{weight.device} and {self.backend!r}; SpikingLinear, and SpikingRecurrent with a delay, of LIF run everywhere"
             )
         weight = arrivals.scaled(weight)
         time, index = arrivals.time, arrivals.index.long()
-        tape = Tape(*_RecurrentSpikeTimes.apply(time, index, weight, recurrent_weight, neurons, delay, self))
+        tape = Tape(*_RecurrentSpikeTimes.of(time, index, weight, recurrent_weight, neurons, delay, self))
         observe(tape.neuron, tape.after)
         return Spikes._trusted(tape.time, tape.neuron, (weight.shape[0],), tape.slope)
 
@@ -108,7 +107,7 @@ class EventDriven(Solver):
         self, arrivals: Spikes, weight: Tensor, neuron: LIF, stride: tuple[int, int], padding: tuple[int, int]
     ) -> Spikes:
         window = Window.of(arrivals, weight, stride, padding)
-        backend = self._backend(weight.device)
+        backend = self.backend_for(weight.device)
         emitted = self.spikes(unfold(arrivals, window, backend), weight.flatten(1), neuron)
         return fold(emitted, window, backend)
 
@@ -117,10 +116,10 @@ class EventDriven(Solver):
         weight = arrivals.scaled(weight)
         choice("reduce", reduce, READOUTS)
         if reduce == "max":
-            maximum = Maximum(*_MaximumVoltage.apply(arrivals.time, arrivals.index.long(), weight, neuron, self))
+            maximum = Maximum(*_MaximumVoltage.of(arrivals.time, arrivals.index.long(), weight, neuron, self))
             observe(maximum.after, maximum.arrival)
             return maximum.value
-        received = _Average.apply(arrivals.time, arrivals.index.long(), weight.shape[1], neuron, self)
+        received = _Average.of(arrivals.time, arrivals.index.long(), weight.shape[1], neuron, self)
         with torch.autocast(weight.device.type, enabled=False):
             return received @ weight.t()
 
@@ -128,22 +127,15 @@ class EventDriven(Solver):
         """[B, N] when the potential of each neuron without threshold is highest; -inf where it never rises above rest. As far
         as an arrival ends its rise, differentiable in the time of that arrival."""
         time, index = arrivals.time, arrivals.index.long()
-        found = self._backend(weight.device).maximum(
-            time.detach(), index, weight.detach().t().contiguous(), neuron, self.t_end
-        )
+        found = Maximum(*operators.maximum(time.detach(), index, weight.detach(), *self._constants(neuron, time)))
         observe(found.after, found.arrival)
         if not time.shape[1]:
             return found.time
         return torch.where(found.arrival >= 0, time.gather(1, found.arrival.clamp(min=0)), found.time)
 
-    def _backend(self, device: torch.device) -> ModuleType:
-        if self.uses_numba(device):
-            from . import kernels  # imported here: numba is slow to import
-
-            return kernels
-        from . import reference
-
-        return reference
+    def _constants(self, neuron: LIF, time: Tensor) -> tuple[list[float], float, str]:
+        """The last arguments of the operators."""
+        return neuron.numbers, self.t_end, self.backend_for(time.device)
 
 
 def _remember(ctx, inputs, output) -> None:
@@ -154,35 +146,33 @@ def _remember(ctx, inputs, output) -> None:
     ctx.save_for_backward(time, index, weight, *output)
 
 
-def _where_needed(ctx, grad_time: Tensor, grad_weight_t: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of the two functions' inputs, from those of the arrival times and of the transposed weight."""
+def _backward(ctx, time: Tensor, index: Tensor, weight: Tensor, tape: Tape, grad: Tensor, v_reset: float):
+    """The gradients of the two functions' inputs; None where not needed."""
     need_time, _, need_weight, *_ = ctx.needs_input_grad
-    return grad_time if need_time else None, None, grad_weight_t.t() if need_weight else None, None, None
+    grad_time, grad_weight = operators.spikes_adjoint(
+        time, index, weight, *tape, grad, v_reset, need_time, need_weight, *ctx.solver._constants(ctx.neuron, time)
+    )
+    return grad_time if need_time else None, None, grad_weight if need_weight else None, None, None
 
 
-class _SpikeTimes(torch.autograd.Function):
+class _SpikeTimes(FirstOrder):
     @staticmethod
     def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: EventDriven) -> tuple[Tensor, ...]:
-        return solver._backend(weight.device).forward(time, index, weight.t().contiguous(), neuron, solver.t_end)
+        return operators.spikes(time, index, weight, *solver._constants(neuron, time))
 
     setup_context = staticmethod(_remember)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, *_):
         if grad is None:
             return None, None, None, None, None
-        time, index, weight, *tape = ctx.saved_tensors
-        tape = Tape(*tape)
+        time, index, weight, *columns = ctx.saved_tensors
+        tape = Tape(*columns)
         tape = tape._replace(slope=ctx.solver.effective_slope(tape.slope))
-        grad_time, grad_weight_t = ctx.solver._backend(weight.device).adjoint(
-            time, index, weight.t().contiguous(), tape, grad, ctx.neuron, ctx.neuron.v_th, ctx.solver.t_end,
-            *ctx.needs_input_grad[0:3:2],
-        )  # fmt: skip
-        return _where_needed(ctx, grad_time, grad_weight_t)
+        return _backward(ctx, time, index, weight, tape, grad, ctx.neuron.v_th)
 
 
-class _RecurrentSpikeTimes(torch.autograd.Function):
+class _RecurrentSpikeTimes(FirstOrder):
     @staticmethod
     def forward(
         time: Tensor,
@@ -193,9 +183,7 @@ class _RecurrentSpikeTimes(torch.autograd.Function):
         delay: float,
         solver: EventDriven,
     ) -> tuple[Tensor, ...]:
-        from .kernels import general  # imported here: numba is slow to import
-
-        return general.forward(time, index, weight.t(), recurrent.t(), delay, neurons, solver.t_end)
+        return operators.recurrent_spikes(time, index, weight, recurrent, neurons, delay, solver.t_end)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -205,40 +193,35 @@ class _RecurrentSpikeTimes(torch.autograd.Function):
         ctx.save_for_backward(*tensors, *output)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 7
-        from .kernels import general
-
         time, index, weight, recurrent, neurons, *columns = ctx.saved_tensors
         tape = Tape(*columns)
         tape = tape._replace(slope=ctx.solver.effective_slope(tape.slope))
-        by_time, by_weight, by_recurrent, by_neurons = general.adjoint(
-            time, index, weight.t(), recurrent.t(), ctx.delay, neurons, tape, grad, ctx.solver.t_end
+        by_time, by_weight, by_recurrent, by_neurons = operators.recurrent_adjoint(
+            time, index, weight, recurrent, neurons, *tape, grad, ctx.delay, ctx.solver.t_end
         )
-        return by_time, None, by_weight.t(), by_recurrent.t(), by_neurons, None, None
+        return by_time, None, by_weight, by_recurrent, by_neurons, None, None
 
 
-class _MaximumVoltage(torch.autograd.Function):
+class _MaximumVoltage(FirstOrder):
     """A maximum is an observation of V: an entry of the adjoint's tape that adds dL/dV to p and resets nothing. In
     eq. (9) that is a spike with v_th = 0 and slope -1. Where an arrival ended the rise of V, the observation moves with
     that arrival: dL/dt_j gains dL/dV times the slope before it."""
 
     @staticmethod
     def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: EventDriven) -> tuple[Tensor, ...]:
-        backend = solver._backend(weight.device)
-        return backend.maximum(time, index, weight.t().contiguous(), neuron, solver.t_end)
+        return operators.maximum(time, index, weight, *solver._constants(neuron, time))
 
     setup_context = staticmethod(_remember)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, *_):
         if grad is None:
             return None, None, None, None, None
-        time, index, weight, *maximum = ctx.saved_tensors
-        maximum = Maximum(*maximum)
+        time, index, weight, *columns = ctx.saved_tensors
+        maximum = Maximum(*columns)
         never = maximum.after < 0
         order = maximum.after.masked_fill(never, time.shape[1]).argsort(dim=1)  # padding last
         tape = Tape(
@@ -247,20 +230,17 @@ class _MaximumVoltage(torch.autograd.Function):
             slope=-torch.ones_like(grad),
             after=maximum.after.gather(1, order),
         )
-        grad_time, grad_weight_t = ctx.solver._backend(weight.device).adjoint(
-            time, index, weight.t().contiguous(), tape, grad.gather(1, order), ctx.neuron, 0.0, ctx.solver.t_end,
-            *ctx.needs_input_grad[0:3:2],
-        )  # fmt: skip
-        if grad_time.shape[1]:
+        grad_time, *rest = _backward(ctx, time, index, weight, tape, grad.gather(1, order), 0.0)
+        if grad_time is not None and grad_time.shape[1]:
             moved = torch.where(maximum.arrival >= 0, grad * maximum.slope, 0.0)
             grad_time = grad_time.scatter_add(1, maximum.arrival.clamp(min=0), moved)
-        return _where_needed(ctx, grad_time, grad_weight_t)
+        return grad_time, *rest
 
 
-class _Average(torch.autograd.Function):
+class _Average(FirstOrder):
     @staticmethod
     def forward(time: Tensor, index: Tensor, inputs: int, neuron: LIF, solver: EventDriven) -> Tensor:
-        return solver._backend(time.device).average(time, index, inputs, neuron, solver.t_end)
+        return operators.average(time, index, inputs, *solver._constants(neuron, time))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -268,14 +248,7 @@ class _Average(torch.autograd.Function):
         ctx.save_for_backward(time, index)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         time, index = ctx.saved_tensors
-        backend = ctx.solver._backend(time.device)
-        return backend.average_adjoint(time, index, grad, ctx.neuron, ctx.solver.t_end), None, None, None, None
-
-
-for _function in (_SpikeTimes, _RecurrentSpikeTimes, _MaximumVoltage, _Average):
-    # torch asks for it in every call, and to work it out takes a good part of a small step. Type checkers do not know that
-    # functions may have this attribute (PEP 362)
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore
+        by_time = operators.average_adjoint(time, index, grad, *ctx.solver._constants(ctx.neuron, time))
+        return by_time, None, None, None, None

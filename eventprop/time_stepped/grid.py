@@ -5,13 +5,12 @@ Shapes: B samples, M or N neurons, K spikes in the longest row, T steps, A of th
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from types import ModuleType
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..checks import choice, positive
 from ..neuron import LIF, decay, euler_step
@@ -32,6 +31,7 @@ class Grid(NamedTuple):
     exact: bool  # spikes lie within steps; otherwise (euler) on grid points
 
     @classmethod
+    @functools.lru_cache(maxsize=64)
     def of(cls, neuron: LIF, t_end: float, dt: float, scheme: str) -> Grid:
         exact = scheme == "exponential"
         check_step(dt, min(neuron.tau_mem, neuron.tau_syn), scheme)
@@ -97,13 +97,11 @@ class GridSpikes(Spikes):
 
     def channels(self, neuron: LIF, scheme: str = "exponential") -> Tensor:
         """[2, T, B, *shape] the effect (psp, psc) on ``neuron`` at the end of each step; differentiable in ``time``."""
-        from . import reference
+        from .functions import effects  # imported here: it is built on this class
 
         choice("scheme", scheme, SCHEMES)
-        grid = Grid.of(neuron, self.t_end, self.dt, scheme)
-        steps, values = effects(self, grid, reference)
-        dense = values.new_zeros((2, grid.steps, *values.shape[2:])).index_copy(1, steps, values)
-        return dense.unflatten(3, self._shape)
+        steps, values = effects(self, ([*neuron.numbers, self.t_end, self.dt], scheme, "torch"))
+        return dense(steps, values, whole_steps(self.t_end, self.dt)).unflatten(3, self._shape)
 
     def _kind(self) -> tuple:
         return *super()._kind(), self.dt, self.t_end
@@ -123,54 +121,8 @@ class GridSpikes(Spikes):
         return train
 
 
-def effects(arrivals: Spikes, grid: Grid, backend: ModuleType) -> tuple[Tensor, Tensor]:
-    """The steps [A] that have arrivals, ascending, and the effects [2, A, B, M] of the arrivals at the end of each."""
-    steps, values = _Effects.apply(arrivals.time, arrivals.index.long(), arrivals.num_neurons, grid, backend)
-    return steps, values if arrivals.height == 1.0 else arrivals.height * values
-
-
-def drive_of(arrivals: Spikes, weight: Tensor, grid: Grid, backend: ModuleType) -> tuple[Tensor, Tensor]:
-    """The steps [A] that have arrivals, ascending, and what these raise behind ``weight`` [N, M], [2, A, B, N]."""
-    return _Drive.apply(arrivals.time, arrivals.index.long(), arrivals.scaled(weight), grid, backend)
-
-
-class _Drive(torch.autograd.Function):
-    @staticmethod
-    def forward(time: Tensor, index: Tensor, weight: Tensor, grid: Grid, backend: ModuleType) -> tuple[Tensor, Tensor]:
-        with torch.autocast(weight.device.type, enabled=False):
-            return backend.drive_of(time, index, weight.t().contiguous(), grid)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        time, index, weight, ctx.grid, ctx.backend = inputs
-        ctx.mark_non_differentiable(output[0])
-        ctx.save_for_backward(time, index, weight, output[0])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, _, grad):
-        time, index, weight, steps = ctx.saved_tensors
-        need_time, _, need_weight, *_ = ctx.needs_input_grad
-        with torch.autocast(weight.device.type, enabled=False):
-            grad_time, grad_weight_t = ctx.backend.drive_adjoint(
-                time, index, weight.t().contiguous(), steps, grad, ctx.grid, need_time, need_weight
-            )
-        return grad_time, None, None if grad_weight_t is None else grad_weight_t.t(), None, None
-
-
-class _Effects(torch.autograd.Function):
-    @staticmethod
-    def forward(time: Tensor, index: Tensor, inputs: int, grid: Grid, backend: ModuleType) -> tuple[Tensor, Tensor]:
-        return backend.effects(time, index, inputs, grid)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        time, index, _, ctx.grid, ctx.backend = inputs
-        ctx.mark_non_differentiable(output[0])
-        ctx.save_for_backward(time, index, output[0])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, _, grad):
-        time, index, steps = ctx.saved_tensors
-        return ctx.backend.effects_adjoint(time, index, steps, grad, ctx.grid), None, None, None, None
+def dense(steps: Tensor, values: Tensor, total: int) -> Tensor:
+    """[2, T, ...] the ``values`` [2, A, ...] of the ``steps`` [A] in their places among all, 0 elsewhere."""
+    # a step of -1, which stands for none, becomes one step more
+    zeros = values.new_zeros((2, total + 1, *values.shape[2:]))
+    return zeros.index_add(1, steps % (total + 1), values)[:, :-1]

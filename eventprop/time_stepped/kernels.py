@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..event_driven.kernels.adjoint import backward_tasks
+from ..event_driven.kernels.common import weight_gradient
 from ..event_driven.kernels.forward import NEVER, next_crossing, recorded, sort_by_time
 from ..jit import arrays, is_finite, jit, threads
 from ..neuron import adjoint_flow, decay, effect_time_gradient, flow, rewind, slope, spike_jump
@@ -67,19 +68,19 @@ def drive_adjoint(
     grid: Grid,
     need_time: bool,
     need_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """dL/dtime [B, K] and dL/dweight_t [M, N] from ``grad`` [2, A, B, N], the gradient of the drive; None where not needed."""
+) -> tuple[Tensor, Tensor]:
+    """dL/dtime [B, K] and dL/dweight [N, M] from ``grad`` [2, A, B, N], the gradient of the drive; empty where not needed."""
     batch = len(time)
     grad_time = torch.zeros((batch, time.shape[1] if need_time else 0), dtype=time.dtype)
     chunks, shape = min(backward_tasks(batch), batch), weight_t.shape if need_weight else (0, 0)
-    shares = torch.zeros((chunks, *shape), dtype=weight_t.dtype)
+    shares = np.zeros((max(chunks, 1), *shape), grad_time.numpy().dtype)
     with threads():
         step = steps_of_arrivals(*arrays(time), grid.steps, grid.dt, grid.exact)
         gather_weighted(
-            *arrays(time, index), step, _places(steps.numpy(), grid), *arrays(weight_t, grad, grad_time, shares),
+            *arrays(time, index), step, _places(steps.numpy(), grid), *arrays(weight_t, grad, grad_time), shares,
             *_effect_constants(grid),
         )  # fmt: skip
-    return grad_time if need_time else None, shares.sum(0) if need_weight else None
+        return grad_time, weight_gradient(shares)
 
 
 def forward(drive: Tensor, steps: Tensor, grid: Grid) -> Tape:
@@ -100,9 +101,10 @@ def adjoint(steps: Tensor, tape: Tape, grad: Tensor, neurons: int, grid: Grid) -
 
 
 def _places(steps: np.ndarray, grid: Grid) -> np.ndarray:
-    """For each step its place among the steps with arrivals, or NO_STEP."""
+    """For each step its place among the steps with arrivals, or NO_STEP; ``steps`` may be padded with -1."""
     place = np.full(grid.steps, NO_STEP)
-    place[steps] = np.arange(len(steps))
+    real = steps >= 0
+    place[steps[real]] = np.flatnonzero(real)
     return place
 
 

@@ -34,7 +34,8 @@ def effects(time: Tensor, index: Tensor, inputs: int, grid: Grid) -> tuple[Tenso
 def effects_adjoint(time: Tensor, index: Tensor, steps: Tensor, grad: Tensor, grid: Grid) -> Tensor:
     """dL/dtime [B, K] from ``grad`` [2, A, B, M], the gradient of the effects that ``effects`` returns."""
     sample, column, step, psp, psc = _arrivals(time, index, grid)
-    grad_psp, grad_psc = grad[:, torch.searchsorted(steps, step), sample, index[sample, column]]
+    place = torch.tensor(_places(steps, grid), device=time.device)
+    grad_psp, grad_psc = grad[:, place[step], sample, index[sample, column]]
     grad_time = torch.zeros_like(time)
     grad_time[sample, column] = effect_time_gradient(
         grad_psp, grad_psc, psp, psc, grid.neuron.tau_mem, grid.neuron.tau_syn
@@ -58,13 +59,13 @@ def drive_adjoint(
     grid: Grid,
     need_time: bool,
     need_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """dL/dtime [B, K] and dL/dweight_t [M, N] from ``grad`` [2, A, B, N], the gradient of the drive; None where not needed."""
-    grad_time = effects_adjoint(time, index, steps, grad @ weight_t.t(), grid) if need_time else None
+) -> tuple[Tensor, Tensor]:
+    """dL/dtime [B, K] and dL/dweight [N, M] from ``grad`` [2, A, B, N], the gradient of the drive; empty where not needed."""
+    grad_time = effects_adjoint(time, index, steps, grad @ weight_t.t(), grid) if need_time else time.new_empty(0)
     if not need_weight:
-        return grad_time, None
+        return grad_time, weight_t.new_empty(0)
     _, values = effects(time, index, len(weight_t), grid)
-    return grad_time, values.flatten(0, 2).t() @ grad.flatten(0, 2)
+    return grad_time, grad.flatten(0, 2).t() @ values.flatten(0, 2)
 
 
 def forward(drive: Tensor, steps: Tensor, grid: Grid) -> Tape:
@@ -145,10 +146,11 @@ def _arrivals(time: Tensor, index: Tensor, grid: Grid) -> tuple[Tensor, ...]:
 
 
 def _places(steps: Tensor, grid: Grid) -> list[int]:
-    """For each step its place among the steps with arrivals, or -1."""
+    """For each step its place among the steps with arrivals, or -1; ``steps`` may be padded with -1."""
     place = [-1] * grid.steps
     for k, step in enumerate(steps.tolist()):
-        place[step] = k
+        if step >= 0:
+            place[step] = k
     return place
 
 

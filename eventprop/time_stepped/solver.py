@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..autograd import first_order
 from ..checks import choice, positive
 from ..event_driven import EventDriven
 from ..learnable import LearnableLIF, parameters_of
@@ -20,10 +17,9 @@ from ..neuron import LIF, flow
 from ..observe import observe
 from ..solver import READOUTS, Solver, check_arrivals, check_weight, delayed_times
 from ..spikes import Spikes, whole_steps
-from ..tape import Tape
 from ..window import Window
-from . import individual
-from .grid import SCHEMES, Grid, GridSpikes, check_step, drive_of, effects
+from .functions import Constants, drive_of, effects, spikes_of, spikes_of_individuals
+from .grid import SCHEMES, Grid, GridSpikes, check_step, dense
 
 
 @dataclass(frozen=True)
@@ -67,14 +63,14 @@ class TimeStepped(Solver):
         check_weight(arrivals, weight)
         if isinstance(neuron, LearnableLIF):
             return self._spikes_of_individuals(arrivals, arrivals.time[:, :, None], weight, neuron)
-        return self._emitted(*self._drive_through(weight, arrivals, neuron))
+        return self._emitted(*self._drive_through(weight, arrivals, neuron), neuron)
 
     def spikes_behind(self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF) -> GridSpikes:
         """The spikes of neurons behind ``synapses``, any linear map of [batch, *shape] to [batch, *shape of the layer]."""
-        return self._emitted(*self._drive(synapses, arrivals, neuron))
+        return self._emitted(*self._drive(synapses, arrivals, neuron), neuron)
 
-    def _emitted(self, steps: Tensor, drive: Tensor, grid: Grid) -> GridSpikes:
-        tape = Tape(*_SpikeTimes.apply(drive.flatten(3), steps, grid, self))
+    def _emitted(self, steps: Tensor, drive: Tensor, neuron: LIF) -> GridSpikes:
+        tape = spikes_of(drive.flatten(3), steps, self._constants(neuron, drive), self.effective_slope)
         observe(tape.neuron, tape.after)
         return GridSpikes._on_grid(tape.time, tape.neuron, tuple(drive.shape[3:]), tape.slope, self.dt, self.t_end)
 
@@ -93,13 +89,10 @@ class TimeStepped(Solver):
                 f"solves these too"
             )
         _check_begin(arrivals)
-        neurons = parameters_of(neuron, weight)
-        check_step(self.dt, float(neurons.detach()[:, :2].min()), self.scheme)
-        steps = whole_steps(self.t_end, self.dt)
         received = time, arrivals.index.long(), arrivals.scaled(weight)
-        tape = individual.forward(*received, neurons, steps, self.dt, self.effective_slope)
+        tape = spikes_of_individuals(*received, parameters_of(neuron, weight), self)
         observe(tape.neuron, tape.after)
-        return GridSpikes._on_grid(first_order(tape.time), tape.neuron, (len(weight),), tape.slope, self.dt, self.t_end)
+        return GridSpikes._on_grid(tape.time, tape.neuron, (len(weight),), tape.slope, self.dt, self.t_end)
 
     def recurrent_spikes(
         self,
@@ -135,75 +128,41 @@ class TimeStepped(Solver):
 
     def free_potential(self, arrivals: Spikes, weight: Tensor, neuron: LIF) -> Tensor:
         """[T, B, N] potential, at the end of each step, of neurons without threshold."""
-        steps, drive, grid = self._drive(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
+        steps, drive = self._drive(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
+        grid = Grid.of(neuron, self.t_end, self.dt, self.scheme)
         v = i = drive.new_zeros(drive.shape[2:])
-        received = dict(zip(steps.tolist(), drive.unbind(1), strict=True))
         potential = []
-        for step in range(grid.steps):
+        for psp, psc in dense(steps, drive, grid.steps).unbind(1):
             v, i = flow(v, i, grid.a, grid.s, grid.phi)
-            if step in received:
-                v, i = v + received[step][0], i + received[step][1]
+            v, i = v + psp, i + psc
             potential.append(v)
         return torch.stack(potential)
 
-    def _drive(
-        self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF
-    ) -> tuple[Tensor, Tensor, Grid]:
+    def _drive(self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
         """The steps [A] with arrivals, and what their effects are behind the synapses, [2, A, B, *shape of the layer]."""
         check_arrivals(arrivals)
         _check_begin(arrivals)
-        grid = Grid.of(neuron, self.t_end, self.dt, self.scheme)
-        steps, values = self._effects(arrivals, grid)
+        steps, values = self._effects(arrivals, neuron)
         shape = arrivals._shape if isinstance(arrivals, GridSpikes) else (arrivals.num_neurons,)
         with torch.autocast(arrivals.device.type, enabled=False):
             drive = synapses(values.reshape(math.prod(values.shape[:3]), *shape))
-        return steps, drive.unflatten(0, tuple(values.shape[:3])), grid
+        return steps, drive.unflatten(0, tuple(values.shape[:3]))
 
-    def _drive_through(self, weight: Tensor, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor, Grid]:
+    def _drive_through(self, weight: Tensor, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
         """The same behind ``weight`` [N, M]; on the CPU from arrival to arrival, without what arrives in each step."""
         _check_begin(arrivals)
-        grid = Grid.of(neuron, self.t_end, self.dt, self.scheme)
-        return *drive_of(arrivals, weight, grid, self._backend(arrivals.device)), grid
+        return drive_of(arrivals, weight, self._constants(neuron, arrivals.time))
 
-    def _effects(self, arrivals: Spikes, grid: Grid) -> tuple[Tensor, Tensor]:
+    def _effects(self, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
         """The steps [A] with arrivals, and what these have raised by the end of each, [2, A, B, M]."""
-        return effects(arrivals, grid, self._backend(arrivals.device))
+        return effects(arrivals, self._constants(neuron, arrivals.time))
 
-    def _backend(self, device: torch.device) -> ModuleType:
-        if self.uses_numba(device):
-            from . import kernels  # imported here: numba is slow to import
-
-            return kernels
-        from . import reference
-
-        return reference
+    def _constants(self, neuron: LIF, values: Tensor) -> Constants:
+        """The last arguments of the operators, for tensors where ``values`` are."""
+        check_step(self.dt, min(neuron.tau_mem, neuron.tau_syn), self.scheme)
+        return [*neuron.numbers, self.t_end, self.dt], self.scheme, self.backend_for(values.device)
 
 
 def _check_begin(arrivals: Spikes) -> None:
     if arrivals.time.numel() and arrivals.time[:, 0].min() < 0:
         raise ValueError(f"spikes must not come before time 0, got {float(arrivals.time[:, 0].min())}")
-
-
-class _SpikeTimes(torch.autograd.Function):
-    @staticmethod
-    def forward(drive: Tensor, steps: Tensor, grid: Grid, solver: TimeStepped) -> tuple[Tensor, ...]:
-        return solver._backend(drive.device).forward(drive, steps, grid)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        drive, steps, ctx.grid, ctx.solver = inputs
-        ctx.neurons = drive.shape[3]
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(steps, *output)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad, *_):
-        if grad is None:
-            return None, None, None, None
-        steps, *tape = ctx.saved_tensors
-        tape = Tape(*tape)
-        tape = tape._replace(slope=ctx.solver.effective_slope(tape.slope))
-        backend = ctx.solver._backend(grad.device)
-        return backend.adjoint(steps, tape, grad, ctx.neurons, ctx.grid), None, None, None

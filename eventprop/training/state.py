@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from .metrics import Progress
@@ -85,6 +85,11 @@ class State:
         now = time.perf_counter()
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    # older checkpoints are of transposed weights, and fused optimizers take the strides for equal
+                    moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress.load_state_dict(state["progress"])
         torch.set_rng_state(state["generator"])

@@ -14,6 +14,7 @@ from ...exponential import exp
 from ...jit import arrays, jit, threads
 from ...neuron import LIF, adjoint_flow, arrival_time_gradient, decay, spike_jump
 from ...tape import Tape
+from .common import weight_gradient
 
 ADJOINT_BLOCK = 384  # most neurons per backward task
 # Every chunk of samples but the first has a weight gradient of its own, to be added up: more chunks for more threads, fewer for
@@ -25,7 +26,7 @@ def adjoint(
     time: Tensor, index: Tensor, weight_t: Tensor, tape: Tape, grad: Tensor, neuron: LIF, v_reset: float, t_end: float,
     need_time: bool, need_weight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dL/dtime [B, K] and dL/dweight_t [M, N] from ``grad`` [B, S] = dL/d(emitted time); empty where not needed.
+    """dL/dtime [B, K] and dL/dweight [N, M] from ``grad`` [B, S] = dL/d(emitted time); empty where not needed.
 
     ``v_reset`` is by how much a spike lowers V: v_th, or 0 for mere observations of V.
     """
@@ -35,11 +36,11 @@ def adjoint(
     inputs = inputs if need_weight else 0
     received = arrays(time, index, weight_t, *tape, grad)
     real = received[2].dtype
-    grad_weight, shares = np.empty((inputs, width), real), np.empty((chunks - 1, inputs, width), real)
+    shares = np.empty((chunks, inputs, width), real)
     grad_time = np.zeros((blocks, batch, arrivals if need_time else 0), real)
     with threads():
-        adjoint_batch(*received, grad_weight, shares, grad_time, neuron.tau_mem, neuron.tau_syn, v_reset, t_end)
-    return torch.from_numpy(grad_time.sum(0)), torch.from_numpy(grad_weight)
+        adjoint_batch(*received, shares, grad_time, neuron.tau_mem, neuron.tau_syn, v_reset, t_end)
+        return torch.from_numpy(grad_time.sum(0)), weight_gradient(shares)
 
 
 def backward_tasks(batch: int) -> int:
@@ -132,17 +133,17 @@ def adjoint_sample(
 
 @jit(parallel=True)
 def adjoint_batch(
-    time, index, weight_t, out_time, out_neuron, out_slope, out_after, grad, grad_weight, shares, grad_time,
+    time, index, weight_t, out_time, out_neuron, out_slope, out_after, grad, shares, grad_time,
     tau_mem, tau_syn, v_th, t_end,
 ):  # fmt: skip
-    """A task is a chunk of samples and a block of neurons. The first chunk writes its share to ``grad_weight`` [M, N], the
-    others to ``shares`` [chunks - 1, M, N]; the shares of the blocks are ``grad_time`` [blocks, B, K]."""
+    """A task is a chunk of samples and a block of neurons. ``shares`` [chunks, M, N] is what the chunks give to dL/dweight, and
+    ``grad_time`` [blocks, B, K] what the blocks give to dL/dtime."""
     batch, width = len(time), weight_t.shape[1]
-    chunks, blocks = len(shares) + 1, len(grad_time)
+    chunks, blocks = len(shares), len(grad_time)
     for task in numba.prange(chunks * blocks):
         chunk, block = task // blocks, task % blocks
         first, stop = block * width // blocks, (block + 1) * width // blocks
-        share = grad_weight if chunk == 0 else shares[chunk - 1]
+        share = shares[chunk]
         share[:, first:stop] = 0.0
         stretch, spike = np.empty((3, time.shape[1])), np.empty((4, out_time.shape[1]))
         for b in range(chunk * batch // chunks, (chunk + 1) * batch // chunks):
@@ -150,6 +151,3 @@ def adjoint_batch(
                 time[b], index[b], weight_t, out_time[b], out_neuron[b], out_slope[b], out_after[b], grad[b],
                 first, stop, share, grad_time[block, b], stretch, spike, tau_mem, tau_syn, v_th, t_end,
             )  # fmt: skip
-    for m in numba.prange(len(grad_weight)):
-        for chunk in range(len(shares)):
-            grad_weight[m] += shares[chunk, m]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import positive
-from .spikes import FLOATS, Spikes
+from .spikes import FLOATS, Spikes, traced
 
 
 def latency_encode(images: Tensor, t_min: float = 0.0, t_max: float = 20.0, threshold: float = 1 / 255) -> Spikes:
@@ -55,7 +55,7 @@ def unit_values(images: object) -> Tensor:
         return images.flatten(1).to(torch.get_default_dtype()) / 255
     if images.dtype not in FLOATS:
         raise TypeError(f"images must be float32, float64 or uint8, got {images.dtype}")
-    if images.numel() and not ((images >= 0) & (images <= 1)).all():
+    if images.numel() and not traced(images) and not ((images >= 0) & (images <= 1)).all():
         low, high = images.min().item(), images.max().item()
         raise ValueError(
             f"images must lie in [0, 1] without NaN, got values from {low} to {high}; divide by their maximum"

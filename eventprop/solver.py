@@ -142,8 +142,12 @@ def check_kind(arrivals: Spikes, weight: Tensor) -> None:
 
 
 def check_arrivals(arrivals: object) -> None:
-    """Raise unless the input of a layer is a spike train."""
+    """Raise unless the input of a layer is a batch of spike trains."""
     if not isinstance(arrivals, Spikes):
         raise TypeError(
             f"the input must be Spikes, got {type(arrivals).__name__}; encode data with latency_encode or Spikes.from_times"
+        )
+    if arrivals.time.dim() != 2:
+        raise ValueError(
+            "the input must be a batch of spike trains, this is one sample; use sample[None], or spikes[0:1]"
         )

@@ -13,16 +13,23 @@ from typing import Self
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .checks import positive, whole
+from .tensorlike import FLOATS as FLOATS
+from .tensorlike import TensorLike, check_float
+from .tensorlike import traced as traced
 
-FLOATS = (torch.float32, torch.float64)
 INTEGERS = (torch.int16, torch.int32, torch.int64)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Spikes:
+@dataclass(eq=False, repr=False)  # not frozen: Lightning converts data classes by copy and setattr
+class Spikes(TensorLike):
     """A batch of spike trains in continuous time, differentiable in ``time``.
+
+    It is indexed, split, moved, saved and collated as a tensor whose first dimension are the samples, and is a pytree.
+    ``spikes[3]`` is one sample: its tensors have the shape [K], its methods return no dimension B, and ``sample[None]`` is
+    a batch of it. Layers take batches.
 
     Args:
         time: [B, K] spike times in ms, each row ascending and padded with +inf; float32 or float64.
@@ -41,6 +48,8 @@ class Spikes:
     tensor([[3., 1., inf]])
     >>> spikes.count()
     tensor([[1, 2, 0]])
+    >>> spikes[0].time
+    tensor([1., 3., 7.])
     """
 
     time: Tensor
@@ -53,10 +62,7 @@ class Spikes:
     def __post_init__(self) -> None:
         _check(self.time, self.index, self.num_neurons)
         positive("height", self.height)
-        if self.shape is None:
-            object.__setattr__(self, "shape", (self.num_neurons,))
-        else:
-            object.__setattr__(self, "shape", _check_shape(self.shape, self.num_neurons))
+        self.shape = (self.num_neurons,) if self.shape is None else _check_shape(self.shape, self.num_neurons)
 
     @classmethod
     def _trusted(
@@ -69,9 +75,8 @@ class Spikes:
     ) -> Self:
         """Build without checks, for rows that this package made itself."""
         spikes = object.__new__(cls)
-        fields = (time, index, math.prod(shape), slope, shape, height)
-        for name, value in zip(("time", "index", "num_neurons", "slope", "shape", "height"), fields, strict=True):
-            object.__setattr__(spikes, name, value)
+        spikes.time, spikes.index, spikes.num_neurons = time, index, math.prod(shape)
+        spikes.slope, spikes.shape, spikes.height = slope, shape, height
         return spikes
 
     @classmethod
@@ -81,14 +86,15 @@ class Spikes:
         Args:
             times: [B, N] or [B, N, R] times in ms in any order, +inf where there is no spike.
         """
-        _check_float("times", times)
+        check_float("times", times)
         if times.dim() not in (2, 3):
             raise ValueError(f"times must have shape [B, N] or [B, N, R], got {list(times.shape)}")
-        if torch.isnan(times).any() or torch.isneginf(times).any():
+        if not traced(times) and (torch.isnan(times).any() or torch.isneginf(times).any()):
             raise ValueError("times must be finite, or +inf where a neuron is silent; got NaN or -inf")
         time, order = times.flatten(1).sort(dim=1, stable=True)
-        columns = int(torch.isfinite(time.amin(0)).sum()) if time.numel() else 0
-        time, order = time[:, :columns].contiguous(), order[:, :columns]
+        if not traced(time):
+            columns = int(torch.isfinite(time.amin(0)).sum()) if time.numel() else 0
+            time, order = time[:, :columns].contiguous(), order[:, :columns]
         index = order // times.shape[2] if times.dim() == 3 else order
         return cls._trusted(time, index.masked_fill(torch.isinf(time), -1), (times.shape[1],))
 
@@ -115,18 +121,25 @@ class Spikes:
         return cls._trusted(time, padded_rows(neuron, sample, batch_size, -1), (num_neurons,))
 
     @classmethod
-    def cat(cls, parts: list[Spikes]) -> Spikes:
-        """The samples of all ``parts``, which have the same neurons, one after the other."""
-        columns = max(part.time.shape[1] for part in parts)
+    def cat(cls, parts: Sequence[Spikes]) -> Spikes:
+        """The samples of all ``parts``, batches or single samples of the same neurons, one after the other. Slopes stay where
+        all parts have them."""
+        if not parts:
+            raise ValueError("parts must hold at least one spike train")
         kinds = {part._kind() for part in parts}
         if len(kinds) != 1:
             raise ValueError(f"parts must be of one shape, height and grid, got {sorted(kinds)}")
+        columns = max(part.time.shape[-1] for part in parts)
 
         def stack(rows: list[Tensor], padding: float) -> Tensor:
-            return torch.cat([F.pad(row, (0, columns - row.shape[1]), value=padding) for row in rows])
+            return torch.cat([F.pad(x, (0, columns - x.shape[-1]), value=padding).reshape(-1, columns) for x in rows])
 
-        time = stack([part.time for part in parts], math.inf)
-        return parts[0]._similar(time, stack([part.index for part in parts], -1), None)
+        slopes = [part.slope for part in parts if part.slope is not None]
+        return parts[0]._similar(
+            stack([part.time for part in parts], math.inf),
+            stack([part.index for part in parts], -1),
+            stack(slopes, math.inf) if len(slopes) == len(parts) else None,
+        )
 
     def reshape(self, *shape: int) -> Self:
         """The same spikes of neurons with another shape, e.g. ``reshape(1, 28, 28)``."""
@@ -142,27 +155,21 @@ class Spikes:
         assert self.shape is not None  # None stands only for the argument that is left out
         return self.shape
 
-    @property
-    def batch_size(self) -> int:
-        return self.time.shape[0]
+    def _neuron(self) -> Tensor:
+        """[..., K] int64 the neuron of each spike; padding (-1) becomes the extra neuron N."""
+        return self.index.long() % (self.num_neurons + 1)
 
-    @property
-    def device(self) -> torch.device:
-        return self.time.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.time.dtype
+    def _first(self, neuron: Tensor) -> Tensor:
+        """[..., N + 1] where each neuron comes first in ``neuron`` [..., K]; K where it does not."""
+        columns = neuron.shape[-1]
+        rank = torch.arange(columns, device=neuron.device).expand_as(neuron)
+        nowhere = neuron.new_full((*neuron.shape[:-1], self.num_neurons + 1), columns)
+        return nowhere.scatter_reduce(-1, neuron, rank, "amin")
 
     def first_spike_time(self) -> Tensor:
         """[B, N] time of each neuron's first spike in ms; +inf, with gradient 0, where it is silent."""
-        rows, columns = self.time.shape
-        neuron = self.index.long() % (self.num_neurons + 1)  # padding (-1) becomes the extra neuron N
-        position = torch.full((rows, self.num_neurons + 1), columns, device=self.device)
-        rank = torch.arange(columns, device=self.device).expand(rows, columns)
-        position = position.scatter_reduce(1, neuron, rank, "amin")[:, :-1]
-        never = self.time.new_full((rows, 1), math.inf)
-        return torch.cat([self.time, never], dim=1).gather(1, position)
+        never = self.time.new_full((*self.time.shape[:-1], 1), math.inf)
+        return torch.cat([self.time, never], dim=-1).gather(-1, self._first(self._neuron())[..., :-1])
 
     def count(self) -> Tensor:
         """[B, N] number of spikes of each neuron, int64."""
@@ -170,23 +177,26 @@ class Spikes:
 
     def summed(self, values: Tensor) -> Tensor:
         """[B, N] sums of ``values`` [B, K], one for each spike, over the spikes of each neuron."""
-        neuron = self.index.long() % (self.num_neurons + 1)  # padding (-1) becomes the extra neuron N
-        return values.new_zeros(self.batch_size, self.num_neurons + 1).scatter_add(1, neuron, values)[:, :-1]
+        shape = (*self.time.shape[:-1], self.num_neurons + 1)
+        return values.new_zeros(shape).scatter_add(-1, self._neuron(), values)[..., :-1]
 
     def to_times(self, k: int | None = None) -> Tensor:
         """[B, N, k] the first ``k`` spike times of each neuron in ms, padded with +inf; all of them if ``k`` is None."""
         if k is None:
+            if traced(self.time):
+                raise ValueError(
+                    "k must be given in torch.compile and torch.func, where no one knows the largest count"
+                )
             k = int(self.count().max()) if self.time.numel() else 0
         else:
             whole("k", k, minimum=1)
-        rows, silent = self.batch_size, self.num_neurons
-        neuron, order = (self.index.long() % (silent + 1)).sort(dim=1, stable=True)
-        first = torch.searchsorted(neuron, torch.arange(silent + 1, device=self.device).expand(rows, -1).contiguous())
-        rank = torch.arange(neuron.shape[1], device=self.device) - first.gather(1, neuron)
+        silent = self.num_neurons
+        neuron, order = self._neuron().sort(dim=-1, stable=True)
+        rank = torch.arange(neuron.shape[-1], device=self.device) - self._first(neuron).gather(-1, neuron)
         kept = (neuron < silent) & (rank < k)
         target = torch.where(kept, neuron * k + rank, silent * k)  # one column more, for what is not kept
-        times = self.time.new_full((rows, silent * k + 1), math.inf).scatter(1, target, self.time.gather(1, order))
-        return times[:, :-1].reshape(rows, silent, k)
+        times = self.time.new_full((*self.time.shape[:-1], silent * k + 1), math.inf)
+        return times.scatter(-1, target, self.time.gather(-1, order))[..., :-1].unflatten(-1, (silent, k))
 
     def to_raster(self, dt: float, t_end: float) -> Tensor:
         """[T, B, N] spike counts in the bins [i dt, (i + 1) dt), the last of which includes ``t_end``.
@@ -195,19 +205,12 @@ class Spikes:
             ValueError: if ``t_end`` is not a whole number of bins, or a spike lies outside [0, t_end].
         """
         dt, t_end = positive("dt", dt), positive("t_end", t_end)
-        steps = whole_steps(t_end, dt)
+        steps, width = whole_steps(t_end, dt), self.num_neurons + 1
         check_window(self, t_end)
-        sample, column = (self.index >= 0).nonzero(as_tuple=True)
-        time = self.time.detach()[sample, column]
-        step = step_of(time, dt).clamp(max=steps - 1)
-        raster = time.new_zeros((steps, self.batch_size, self.num_neurons))
-        where = (step, sample, self.index.long()[sample, column])
-        return raster.index_put(where, torch.ones_like(time), accumulate=True)
-
-    def select(self, rows: Tensor) -> Self:
-        """The samples ``rows`` (int64 [b]), without the padding that only other samples need."""
-        slope = None if self.slope is None else self.slope[rows]
-        return self._similar(self.time[rows], self.index[rows], slope)._trimmed()
+        time = self.time.detach().masked_fill(self.index < 0, 0.0)
+        place = step_of(time, dt).clamp(max=steps - 1) * width + self._neuron()
+        raster = time.new_zeros((*time.shape[:-1], steps * width)).scatter_add(-1, place, torch.ones_like(time))
+        return raster.unflatten(-1, (steps, width))[..., :-1].movedim(-2, 0).contiguous()
 
     def reordered(
         self,
@@ -220,26 +223,26 @@ class Spikes:
         """Spikes at other times ([B, K], in any order, +inf for padding) or of other index (-1 where time is +inf); of the same
         slope and a layer of the same shape, unless there are others, and ``height`` times as high. Sorts the rows and trims
         the padding."""
-        time, order = time.sort(dim=1, stable=True)
+        time, order = time.sort(dim=-1, stable=True)
         slope = self.slope if slope is None else slope
-        slope = None if slope is None else slope.gather(1, order)
+        slope = None if slope is None else slope.gather(-1, order)
         shape = self._shape if shape is None else shape
-        return self._like(time, index.gather(1, order), slope, shape, height * self.height)._trimmed()
+        return self._like(time, index.gather(-1, order), slope, shape, height * self.height)._trimmed()
 
-    def to(self, *args, **kwargs) -> Self:
-        """Move to a device or convert the times to a dtype, as ``Tensor.to``."""
-        time = self.time.to(*args, **kwargs)
-        _check_float("dtype", time)
-        slope = None if self.slope is None else self.slope.to(time)
-        return self._similar(time, self.index.to(time.device), slope)
+    def equal(self, other: object) -> bool:
+        """Whether ``other`` has the same spikes, of the same dtype and kind; padding and slopes do not count."""
+        if not isinstance(other, Spikes) or type(other) is not type(self) or self._kind() != other._kind():
+            return False
+        one, two = self._trimmed(), other._trimmed()
+        return (
+            self.dtype == other.dtype
+            and torch.equal(one.time, two.time)
+            and torch.equal(one.index.long(), two.index.long())
+        )
 
     def scaled(self, weight: Tensor) -> Tensor:
         """What ``weight`` is to spikes of this height."""
         return weight if self.height == 1.0 else self.height * weight
-
-    def detach(self) -> Self:
-        """The same spikes, cut from the autograd graph."""
-        return self._similar(self.time.detach(), self.index, self.slope)
 
     def _similar(self, time: Tensor, index: Tensor, slope: Tensor | None) -> Self:
         """Other spikes of the same neurons."""
@@ -249,17 +252,23 @@ class Spikes:
         """Spikes of the same kind."""
         return self._trusted(time, index, shape, slope, height)
 
-    def _trimmed(self) -> Self:
-        columns = int((self.index.amax(0) >= 0).sum()) if self.index.numel() else 0
-        slope = None if self.slope is None else self.slope[:, :columns]
-        return self._similar(self.time[:, :columns], self.index[:, :columns], slope)
-
     def __repr__(self) -> str:
-        spikes = int((self.index >= 0).sum())
+        if not isinstance(self.time, Tensor):  # taken apart as a pytree, and filled with something else
+            return f"{type(self).__name__}(time={self.time!r}, index={self.index!r})"
+        batch = f"batch_size={len(self)}, " if self.time.dim() == 2 else ""
+        spikes = "?" if traced(self.index) else int((self.index >= 0).sum())
         return (
-            f"Spikes(batch_size={self.batch_size}, num_neurons={self.num_neurons}, spikes={spikes}, "
-            f"dtype={self.dtype}, device='{self.device}')"
+            f"{type(self).__name__}({batch}num_neurons={self.num_neurons}, spikes={spikes}, dtype={self.dtype}, "
+            f"device='{self.device}')"
         )
+
+
+def collate(samples: Sequence[Spikes], *, collate_fn_map: object = None) -> Spikes:
+    """Make a batch of ``samples``; ``torch.utils.data.default_collate`` calls this."""
+    return Spikes.cat(samples)
+
+
+default_collate_fn_map[Spikes] = collate
 
 
 def whole_steps(t_end: float, dt: float) -> int:
@@ -278,6 +287,8 @@ def whole_steps(t_end: float, dt: float) -> int:
 
 def check_window(spikes: Spikes, t_end: float) -> None:
     """Raise if a spike lies outside [0, t_end]."""
+    if traced(spikes.time):
+        return
     outside = (spikes.index >= 0) & ((spikes.time < 0) | (spikes.time > t_end))
     if outside.any():
         raise ValueError(f"{int(outside.sum())} spikes lie outside [0, t_end={t_end}]; choose a larger t_end")
@@ -305,15 +316,8 @@ def _check_shape(shape: Sequence[int], num_neurons: int) -> tuple[int, ...]:
     return shape
 
 
-def _check_float(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.dtype not in FLOATS:
-        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}; convert with .float() or .double()")
-
-
 def _check(time: Tensor, index: Tensor, num_neurons: int) -> None:
-    _check_float("time", time)
+    check_float("time", time)
     if not isinstance(index, Tensor):
         raise TypeError(f"index must be a torch.Tensor, got {type(index).__name__}")
     if index.dtype not in INTEGERS:
@@ -325,6 +329,8 @@ def _check(time: Tensor, index: Tensor, num_neurons: int) -> None:
         raise ValueError(f"index must have the shape of time {list(time.shape)}, got {list(index.shape)}")
     if index.device != time.device:
         raise ValueError(f"index must be on the device of time ({time.device}), got {index.device}")
+    if traced(time, index):
+        return
     if index.numel() and (index.min() < -1 or index.max() >= num_neurons):
         raise ValueError(
             f"index must lie in [0, num_neurons={num_neurons}), or be -1 for padding, "

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ from eventprop.time_stepped.grid import Grid, dense
 from .surrogates import ARCTAN, Surrogate, check_surrogate, derivative
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class RasterSpikes(GridSpikes):
     """Spikes on a grid that are differentiable in their number per step; their times are constants.
 
@@ -49,6 +50,8 @@ class RasterSpikes(GridSpikes):
             spike lies on a grid point.
         potential: computes the potential [T, B, N] at the end of each step, before the reset.
     """
+
+    tensors: ClassVar[tuple[str, ...]] = (*GridSpikes.tensors, "raster", "step")
 
     raster: Tensor
     step: Tensor
@@ -145,11 +148,10 @@ class SurrogateTimeStepped(TimeStepped):
         raster, *rest = _Fire.of(drive.flatten(3), steps, neuron, self)
         tape = Tape(*rest)
         spikes = RasterSpikes._on_grid(tape.time, tape.neuron, tuple(drive.shape[3:]), tape.slope, self.dt, self.t_end)
-        object.__setattr__(spikes, "raster", raster)
-        object.__setattr__(spikes, "step", tape.after)
+        spikes.raster, spikes.step = raster, tape.after
         observe(tape.neuron, tape.after)
         drive = drive.detach().flatten(3)
-        object.__setattr__(spikes, "potential", lambda: _potential(drive, steps, tape, grid)[0])
+        spikes.potential = lambda: _potential(drive, steps, tape, grid)[0]
         return spikes
 
     def recurrent_spikes(self, *_) -> Spikes:

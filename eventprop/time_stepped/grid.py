@@ -54,7 +54,7 @@ def check_step(dt: float, fastest: float, scheme: str) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class GridSpikes(Spikes):
     """A batch of spike trains on a time grid: spikes that also know their grid and the shape of their layer.
 
@@ -116,8 +116,7 @@ class GridSpikes(Spikes):
     ) -> Self:  # fmt: skip
         """Build without checks, for rows that this package made itself."""
         train = cls._trusted(time, index, shape, slope, height)
-        object.__setattr__(train, "dt", dt)
-        object.__setattr__(train, "t_end", t_end)
+        train.dt, train.t_end = dt, t_end
         return train
 
 

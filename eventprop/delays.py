@@ -56,6 +56,10 @@ class Delay(nn.Module):
         super().__init__()
         self.num_neurons, self.mean = whole("num_neurons", num_neurons, minimum=1), positive("mean", mean)
         self.raw_delay = nn.Parameter(torch.empty(num_neurons, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the delays."""
         _draw(self.raw_delay, self.mean)
 
     @property
@@ -97,6 +101,12 @@ class DelayedSpikingLinear(SpikingLinear):
         self.mean_delay = positive("mean_delay", mean_delay)
         self.raw_delay = nn.Parameter(torch.empty_like(self.weight))
         _draw(self.raw_delay, self.mean_delay)
+
+    def reset_parameters(self, mean: float = 0.5, std: float = 2.0) -> None:
+        """Draw the weights as ``SpikingLinear.reset_parameters`` does, and the delays."""
+        super().reset_parameters(mean, std)
+        if hasattr(self, "raw_delay"):  # not yet, while the constructor of SpikingLinear draws the weights
+            _draw(self.raw_delay, self.mean_delay)
 
     @property
     def delay(self) -> Tensor:

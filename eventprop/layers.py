@@ -125,9 +125,18 @@ class SpikingRecurrent(SpikingLinear):
         super().__init__(in_features, out_features, **synapses)
         if not 0 <= recurrent_std < math.inf:
             raise ValueError(f"recurrent_std must be >= 0 and finite, got {recurrent_std}")
-        self.delay = float(delay)
+        self.delay, self.recurrent_std = float(delay), recurrent_std
         self.recurrent_weight = nn.Parameter(self.weight.new_empty(out_features, out_features))
-        std = recurrent_std * self.neuron.minimum_weight / math.sqrt(out_features)
+        self._draw_recurrent()
+
+    def reset_parameters(self, mean: float = 0.5, std: float = 2.0) -> None:
+        """Draw the weights as ``SpikingLinear.reset_parameters`` does, and the recurrent weights."""
+        super().reset_parameters(mean, std)
+        if hasattr(self, "recurrent_weight"):  # not yet, while the constructor of SpikingLinear draws the weights
+            self._draw_recurrent()
+
+    def _draw_recurrent(self) -> None:
+        std = self.recurrent_std * self.neuron.minimum_weight / math.sqrt(self.out_features)
         nn.init.normal_(self.recurrent_weight, 0.0, std)
 
     def forward(self, spikes: Spikes) -> Spikes:
@@ -309,22 +318,31 @@ class LeakyReadout(_Synapses):
         super().__init__(in_features, out_features, solver=solver, **synapses)
         self.reduce, self.learn_tau = reduce, learn_tau
         self.tau_weight = None if tau_weight is None else positive("tau_weight", tau_weight)
-        self.register_buffer("times", None if times is None else torch.as_tensor(times).to(self.weight))
-        if self.times is not None:
-            if self.times.dim() != 1:
-                raise ValueError(f"times must be a row of numbers, got shape {list(self.times.shape)}")
-            if not ((self.times >= 0) & (self.times <= solver.t_end)).all():
-                raise ValueError(f"times must lie in [0, t_end={solver.t_end}], got {self.times.tolist()}")
-        for name in ("tau_mem", "tau_syn"):
-            log_tau = self.weight.new_tensor(math.log(getattr(self.neuron, name)))
-            if learn_tau:
-                self.register_parameter(f"log_{name}", nn.Parameter(log_tau))
+        self._times = None if times is None else _row("times", times, solver.t_end)
+        self.register_buffer("times", None if self._times is None else self.weight.new_empty(len(self._times)))
+        for name in ("tau_mem", "tau_syn") if learn_tau else ():
+            self.register_parameter(f"log_{name}", nn.Parameter(self.weight.new_empty(())))
+        self._set_constants()
         exact = type(solver) is EventDriven or (type(solver) is TimeStepped and solver.scheme == "exponential")
         if (learn_tau or reduce not in READOUTS) and not exact:
             raise ValueError(
                 f"reduce={reduce!r} with learn_tau={learn_tau} needs EventDriven or TimeStepped with scheme='exponential', "
                 f"got {solver}; 'max' and 'mean' with learn_tau=False work with all solvers"
             )
+
+    def reset_parameters(self, mean: float = 0.5, std: float = 2.0) -> None:
+        """Draw the weights as ``SpikingLinear.reset_parameters`` does; ``times`` and time constants become what the constructor
+        was given."""
+        super().reset_parameters(mean, std)
+        if "times" in self._buffers:  # not yet, while the constructor of all synapses draws the weights
+            self._set_constants()
+
+    @torch.no_grad()
+    def _set_constants(self) -> None:
+        if self.times is not None:
+            self.times.copy_(torch.tensor(self._times, dtype=torch.float64, device="cpu"))
+        for name in ("tau_mem", "tau_syn") if self.learn_tau else ():
+            nn.init.constant_(getattr(self, f"log_{name}"), math.log(getattr(self.neuron, name)))
 
     def forward(self, spikes: Spikes) -> Tensor:
         neuron, solver = self.neuron, self.solver
@@ -350,3 +368,15 @@ class LeakyReadout(_Synapses):
         options += [] if self.tau_weight is None else [f"tau_weight={self.tau_weight}"]
         options += ["learn_tau=True"] if self.learn_tau else []
         return ", ".join([super().extra_repr(), *options])
+
+
+def _row(name: str, values: Sequence[float] | Tensor, t_end: float) -> list[float]:
+    """The numbers in ``values``, all of which lie in [0, ``t_end``]."""
+    if isinstance(values, Tensor) and values.is_meta:
+        raise ValueError(f"{name} must have values, got a tensor on the meta device; give a list of numbers")
+    row = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    if row.dim() != 1:
+        raise ValueError(f"{name} must be a row of numbers, got shape {list(row.shape)}")
+    if not ((row >= 0) & (row <= t_end)).all():
+        raise ValueError(f"{name} must lie in [0, t_end={t_end}], got {row.tolist()}")
+    return row.tolist()

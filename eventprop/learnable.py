@@ -74,18 +74,24 @@ class LearnableLIF(nn.Module):
         for name in learn:
             choice("learn", name, LEARNABLE)
         self.learn, self.shared, self.refractory = tuple(learn), shared, float(refractory)
-        values = {
+        self._initial_values = {
             "log_tau_mem": math.log(self.initial.tau_mem),
             "log_tau_syn": math.log(self.initial.tau_syn),
             "log_v_th": math.log(self.initial.v_th),
             "bias": float(bias),
         }
-        for name, value in values.items():
-            tensor = torch.full(() if shared else (num_neurons,), value, device=device, dtype=dtype)
+        for name in self._initial_values:
+            tensor = torch.empty(() if shared else (num_neurons,), device=device, dtype=dtype)
             if name.removeprefix("log_") in learn:
                 self.register_parameter(name, nn.Parameter(tensor))
             else:
                 self.register_buffer(name, tensor)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set parameters and buffers to what the constructor was given."""
+        for name, value in self._initial_values.items():
+            nn.init.constant_(getattr(self, name), value)
 
     @property
     def minimum_weight(self) -> float:

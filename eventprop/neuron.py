@@ -63,7 +63,7 @@ class LIF:
     @property
     def minimum_weight(self) -> float:
         """The smallest weight with which one input spike alone makes a neuron at rest fire."""
-        rest, unit = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        rest, unit = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")
         _, _, psp = decay(peak_time(rest, unit, self.tau_mem, self.tau_syn), self.tau_mem, self.tau_syn)
         return self.v_th / psp.item()
 

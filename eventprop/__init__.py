@@ -8,6 +8,7 @@ from .layers import BiasSpike, LeakyReadout, SpikingLayer, SpikingLinear, Spikin
 from .learnable import LearnableLIF
 from .losses import first_spike_cross_entropy
 from .neuron import LIF
+from .report import Report, report
 from .spikes import Spikes
 from .time_stepped import GridSpikes, TimeStepped
 
@@ -21,6 +22,7 @@ __all__ = [
     "GridSpikes",
     "LeakyReadout",
     "LearnableLIF",
+    "Report",
     "Spikes",
     "SpikingConv2d",
     "SpikingLayer",
@@ -31,4 +33,5 @@ __all__ = [
     "check_gradients",
     "first_spike_cross_entropy",
     "latency_encode",
+    "report",
 ]

@@ -132,7 +132,8 @@ class Spikes(TensorLike):
         columns = max(part.time.shape[-1] for part in parts)
 
         def stack(rows: list[Tensor], padding: float) -> Tensor:
-            return torch.cat([F.pad(x, (0, columns - x.shape[-1]), value=padding).reshape(-1, columns) for x in rows])
+            padded = [F.pad(row, (0, columns - row.shape[-1]), value=padding) for row in rows]
+            return torch.cat([torch.atleast_2d(row) for row in padded])
 
         slopes = [part.slope for part in parts if part.slope is not None]
         return parts[0]._similar(

@@ -41,7 +41,7 @@ from .surrogates import ARCTAN, Surrogate, check_surrogate, derivative
 class RasterSpikes(GridSpikes):
     """Spikes on a grid that are differentiable in their number per step; their times are constants.
 
-    Only layers of ``SurrogateTimeStepped`` pass a gradient on to them. What is made from them by ``select``, ``to`` or
+    Only layers of ``SurrogateTimeStepped`` pass a gradient on to them. What is made from them by an index, ``to`` or
     ``detach`` is ``GridSpikes``, without a gradient.
 
     Attributes:

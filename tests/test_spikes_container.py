@@ -14,7 +14,16 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, StackDataset, default_collate
 
-from eventprop import EventDriven, GridSpikes, Spikes, SpikingLinear, TimeStepped
+from eventprop import (
+    EventDriven,
+    GridSpikes,
+    Spikes,
+    SpikingLinear,
+    TimeStepped,
+    binary_latency_encode,
+    latency_encode,
+)  # fmt: skip
+from eventprop.encoders import sequence_encode
 from surrogate_baseline.solver import RasterSpikes, SurrogateTimeStepped
 
 INF = math.inf
@@ -175,6 +184,9 @@ def test_collating_pads_ragged_rows(spikes):
         assert batch[0].equal(spikes)
         assert torch.equal(batch[0].slope, spikes.slope)
         assert batch[1].tolist() == [0, 1, 2]
+    silent = Spikes.from_times(torch.full((2, 3), INF))
+    assert default_collate([silent[0], silent[1]]).equal(silent)
+    assert default_collate([silent[0], silent]).time.shape == (3, 0)
     with pytest.raises(ValueError, match="parts must be of one shape, height and grid"):
         default_collate([spikes[0], spikes.reshape(3)[0]])
     with pytest.raises(ValueError, match="parts must hold at least one spike train"):
@@ -222,6 +234,15 @@ def test_they_compile_to_one_graph():
         assert torch.equal(one, two)
     with pytest.raises(Exception, match=r"k must be given in torch\.compile"):
         torch.compile(lambda t: Spikes.from_times(t).to_times(), fullgraph=True, backend="aot_eager")(times)
+
+
+@pytest.mark.parametrize("encode", [latency_encode, binary_latency_encode, sequence_encode])
+def test_encoders_compile_to_one_graph(encode):
+    images = torch.rand(2, 3, 4)
+    compiled = torch.compile(encode, fullgraph=True, backend="aot_eager")
+    assert compiled(images).equal(encode(images))
+    vmapped = torch.func.vmap(lambda image: encode(image[None]).first_spike_time()[0])
+    assert torch.equal(vmapped(images), encode(images).first_spike_time())
 
 
 def test_a_compiled_function_takes_and_returns_them(spikes):

@@ -5,6 +5,7 @@ Shapes: B samples, K spikes in the longest row.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
@@ -69,7 +70,10 @@ class TensorLike(ABC):
             return spikes
 
         name = f"{cls.__module__}.{cls.__qualname__}"
-        pytree.register_pytree_node(cls, flatten, unflatten, flatten_with_keys_fn=parts, serialized_type_name=name)
+        pytree.register_pytree_node(
+            cls, flatten, unflatten, flatten_with_keys_fn=parts, serialized_type_name=name,
+            to_dumpable_context=json.dumps, from_dumpable_context=lambda text: _tuples(json.loads(text)),
+        )  # fmt: skip
         torch.serialization.add_safe_globals([cls])
 
     @abstractmethod
@@ -169,3 +173,8 @@ class TensorLike(ABC):
             return self
         columns = int((torch.atleast_2d(self.index) >= 0).any(0).sum())
         return self._each(lambda x: x[..., :columns])
+
+
+def _tuples(value: Any) -> Any:
+    """``value`` with tuples where JSON has lists."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -252,6 +252,18 @@ def test_a_compiled_function_takes_and_returns_them(spikes):
     assert torch.equal(later.first_spike_time(), spikes.first_spike_time() + 1.0)
 
 
+class _Later(nn.Module):
+    def forward(self, spikes: Spikes) -> Spikes:
+        return spikes.reordered(spikes.time + 1.0, spikes.index)
+
+
+def test_a_module_of_them_is_exported_saved_and_loaded(spikes):
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(_Later(), (spikes,)), buffer)
+    buffer.seek(0)
+    assert torch.export.load(buffer).module()(spikes).equal(_Later()(spikes))
+
+
 def test_vmap_over_samples(spikes):
     def first(sample: Spikes) -> tuple[torch.Tensor, ...]:
         assert sample.time.shape == (3,)

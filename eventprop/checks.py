@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .tensorlike import traced
+
+Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
 def positive(name: str, value: object) -> float:
@@ -28,3 +38,60 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raise unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def bounds(tensor: Tensor) -> tuple[float, float]:
+    """The lowest and the highest entry of ``tensor``: NaN if one is NaN, and (inf, -inf) if there is none."""
+    if not tensor.numel():
+        return math.inf, -math.inf
+    low, high = tensor.detach().aminmax()
+    return float(low), float(high)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all entries are finite; True where they cannot be looked at."""
+    if traced(tensor):
+        return True
+    low, high = bounds(tensor)
+    return -math.inf < low and high < math.inf
+
+
+def finite(name: str, tensor: Tensor, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raise if an entry of a parameter or a buffer is not finite or not in [low, high], where entries can be looked at."""
+    if traced(tensor):
+        return
+    lowest, highest = bounds(tensor)
+    if low <= lowest and highest <= high and -math.inf < lowest and highest < math.inf:
+        return
+    bad = tensor.detach()[~(tensor.isfinite() & (tensor >= low) & (tensor <= high))]
+    within = "" if high == math.inf else f" and lie in [{low:.6g}, {high:.6g}]"
+    raise ValueError(
+        f"{name} must be finite{within}, but {len(bad)} of its {tensor.numel()} entries are not, such as {float(bad[0]):.6g}; "
+        f"load or set others, and where training made them so, lower the learning rate or try the solver's grazing='clamp'"
+    )
+
+
+def finite_exponential(name: str, logarithm: Tensor) -> None:
+    """Raise unless all entries of a parameter are logarithms of positive finite numbers of its dtype."""
+    info = torch.finfo(logarithm.dtype)
+    finite(name, logarithm, math.log(info.tiny), math.log(info.max / 2))  # half: exp of the logarithm is rounded
+
+
+def names_parameters(forward: Forward) -> Forward:
+    """A module's ``forward`` whose ValueErrors name the parameters and buffers of the module that are not finite, if any.
+
+    To look at all weights in every pass would cost time. Instead, solvers see for nothing that a potential is not finite, and
+    only then the module looks for the reason. So weights that no spike meets may be NaN: they have no effect.
+    """
+
+    @functools.wraps(forward)
+    def named(self, *args, **kwargs):
+        try:
+            return forward(self, *args, **kwargs)
+        except ValueError:
+            for name, tensor in itertools.chain(self.named_parameters(), self.named_buffers()):
+                if tensor.is_floating_point():
+                    finite(f"{type(self).__name__}.{name}", tensor)
+            raise
+
+    return named  # type: ignore[return-value]

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .checks import whole
+from .checks import names_parameters, whole
 from .layers import SpikingModule
 from .neuron import LIF
 from .solver import Solver
@@ -72,6 +72,7 @@ class SpikingConv2d(SpikingModule):
         unit = self.neuron.minimum_weight
         nn.init.normal_(self.weight, mean * unit / inputs, std * unit / math.sqrt(inputs))
 
+    @names_parameters
     def forward(self, spikes: Spikes) -> Spikes:
         return self.solver.convolution(spikes, self.weight, self.neuron, self.stride, self.padding)
 

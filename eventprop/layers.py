@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from . import readouts
-from .checks import choice, positive, whole
+from .checks import choice, finite_exponential, is_finite, names_parameters, positive, whole
 from .event_driven import EventDriven
 from .learnable import LearnableLIF
 from .neuron import LIF
 from .solver import READOUTS, Solver, check_weight
-from .spikes import FLOATS, Spikes
+from .spikes import FLOATS, Spikes, traced
+from .tape import check_finite
 from .time_stepped import GridSpikes, TimeStepped
 
 
@@ -92,6 +93,7 @@ class SpikingLinear(_Synapses, SpikingModule):
 
     neurons = (LIF, LearnableLIF)
 
+    @names_parameters
     def forward(self, spikes: Spikes) -> Spikes:
         return self.solver.spikes(spikes, self.weight, self.neuron)
 
@@ -139,6 +141,7 @@ class SpikingRecurrent(SpikingLinear):
         std = self.recurrent_std * self.neuron.minimum_weight / math.sqrt(self.out_features)
         nn.init.normal_(self.recurrent_weight, 0.0, std)
 
+    @names_parameters
     def forward(self, spikes: Spikes) -> Spikes:
         return self.solver.recurrent_spikes(spikes, self.weight, self.neuron, self.recurrent_weight, self.delay)
 
@@ -223,6 +226,7 @@ class SpikingLayer(SpikingModule):
             inputs = math.prod(weight.shape[1:])
             nn.init.normal_(weight, mean * unit / inputs, std * unit / math.sqrt(inputs))
 
+    @names_parameters
     def forward(self, spikes: Spikes) -> GridSpikes:
         return self.solver.spikes_behind(self.synapses if self._known_linear else self._tried, spikes, self.neuron)
 
@@ -344,7 +348,18 @@ class LeakyReadout(_Synapses):
         for name in ("tau_mem", "tau_syn") if self.learn_tau else ():
             nn.init.constant_(getattr(self, f"log_{name}"), math.log(getattr(self.neuron, name)))
 
+    @names_parameters
     def forward(self, spikes: Spikes) -> Tensor:
+        self._check_times()  # others may have been assigned or loaded
+        output = self._reduced(spikes)
+        check_finite(is_finite(output))
+        return output
+
+    def _check_times(self) -> None:
+        if self.times is not None and not traced(self.times):
+            _row("times", self.times, self.solver.t_end)
+
+    def _reduced(self, spikes: Spikes) -> Tensor:
         neuron, solver = self.neuron, self.solver
         assert isinstance(neuron, LIF)
         if self.reduce in READOUTS and not self.learn_tau:
@@ -352,6 +367,8 @@ class LeakyReadout(_Synapses):
         check_weight(spikes, self.weight)
         weight = spikes.scaled(self.weight)
         if self.learn_tau:
+            for name in ("log_tau_mem", "log_tau_syn"):
+                finite_exponential(f"LeakyReadout.{name}", getattr(self, name))
             tau_mem, tau_syn = self.log_tau_mem.exp(), self.log_tau_syn.exp()
         else:
             tau_mem, tau_syn = self.weight.new_tensor(neuron.tau_mem), self.weight.new_tensor(neuron.tau_syn)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .checks import choice, whole
+from .checks import choice, finite, finite_exponential, whole
 from .neuron import LIF
 
 LEARNABLE = ("tau_mem", "tau_syn", "v_th", "bias")
@@ -112,14 +112,11 @@ def parameters_of(neuron: LIF | LearnableLIF, weight: Tensor) -> Tensor:
     """[N, 5] the table of the neurons behind ``weight`` [N, M], as ``LearnableLIF.table``.
 
     Raises:
-        ValueError: if a learned parameter is no longer finite and positive.
+        ValueError: if a parameter is not finite, or a time constant or threshold not positive.
     """
     if isinstance(neuron, LearnableLIF):
-        table = neuron.table()
-        if not (table.isfinite().all() and (table[:, :3] > 0).all()):
-            raise ValueError(
-                "neuron must have finite parameters, and positive time constants and thresholds; some of its LearnableLIF "
-                "have become NaN, infinite or 0: lower the learning rate"
-            )
-        return table
+        for name in ("log_tau_mem", "log_tau_syn", "log_v_th"):
+            finite_exponential(f"LearnableLIF.{name}", getattr(neuron, name))
+        finite("LearnableLIF.bias", neuron.bias)
+        return neuron.table()
     return weight.new_tensor([neuron.tau_mem, neuron.tau_syn, neuron.v_th, 0.0, 0.0]).expand(len(weight), 5)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .checks import choice, positive
+from .checks import choice, finite, positive
 from .learnable import LearnableLIF
 from .neuron import LIF
 from .spikes import Spikes
@@ -114,8 +114,7 @@ def effective_slope(slope: Tensor, grazing: str, min_slope: float) -> Tensor:
 
 def delayed_times(arrivals: Spikes, delay: Tensor) -> Tensor:
     """[B, K, N] when each of the arrivals comes to each neuron, through synapses with ``delay`` [N, M]; +inf for padding."""
-    if not delay.isfinite().all():
-        raise ValueError("delay must be finite, some are NaN or infinite; lower the learning rate")
+    finite("delay", delay)
     return arrivals.time[:, :, None] + delay.t()[arrivals.index.long().clamp(min=0)]
 
 

@@ -40,4 +40,7 @@ def check_spike_count(largest: int) -> None:
 def check_finite(finite: bool) -> None:
     """Raise where a potential became NaN or infinite."""
     if not finite:
-        raise ValueError("weight must be finite: it gives a membrane potential that is NaN or infinite")
+        raise ValueError(
+            "weight must be finite: it gives a membrane potential that is NaN or infinite; lower the weights and the learning "
+            "rate"
+        )

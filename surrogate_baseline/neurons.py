@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eventprop.autograd import FirstOrder
-from eventprop.checks import positive
+from eventprop.checks import is_finite, positive
 from eventprop.layers import SpikingModule
 from eventprop.spikes import FLOATS
 from eventprop.tape import check_finite
@@ -37,7 +37,7 @@ class _Fire(FirstOrder):
     @staticmethod
     def forward(x: Tensor, cell: Dynamics) -> tuple[Tensor, Tensor]:
         spikes, h = _loops(x.device).fire(x, cell)
-        check_finite(bool(h[-1:].isfinite().all()))  # NaN stays in V to the last step
+        check_finite(is_finite(h))  # of all steps: a hard reset makes an infinite V finite again
         return spikes, h
 
     @staticmethod
@@ -137,4 +137,5 @@ class Potential(nn.Module):
         for x_t in x:
             v = self.keep * v + (1.0 - self.keep) * self.rest + self.gain * x_t
             potential.append(v)
+        check_finite(is_finite(v))  # what is not stays so
         return torch.stack(potential)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import choice, positive
+from ..checks import choice, is_finite, positive
 from ..event_driven import EventDriven
 from ..learnable import LearnableLIF, parameters_of
 from ..neuron import LIF, flow
 from ..observe import observe
 from ..solver import READOUTS, Solver, check_arrivals, check_weight, delayed_times
 from ..spikes import Spikes, whole_steps
+from ..tape import check_finite
 from ..window import Window
 from .functions import Constants, drive_of, effects, spikes_of, spikes_of_individuals
 from .grid import SCHEMES, Grid, GridSpikes, check_step, dense
@@ -136,6 +137,7 @@ class TimeStepped(Solver):
             v, i = flow(v, i, grid.a, grid.s, grid.phi)
             v, i = v + psp, i + psc
             potential.append(v)
+        check_finite(is_finite(v))  # what is not stays so
         return torch.stack(potential)
 
     def _drive(self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import positive
+from .checks import bounds, is_finite, positive
 from .layers import LeakyReadout, SpikingLinear
 from .neuron import LIF
 from .spikes import Spikes
 from .time_stepped import TimeStepped
+
+
+class ParameterError(ValueError):
+    """A parameter with which a loss, or its gradient, has no number in the dtype of the spikes.
+
+    The message begins with its name. Losses are computed in float64: where the dtype can hold them, they are right.
+    """
 
 
 def first_spike_cross_entropy(
@@ -27,27 +34,52 @@ def first_spike_cross_entropy(
         mean over samples of  -log( exp(-t_target/tau0) / sum_k exp(-t_k/tau0) ) + alpha (exp(t_target/tau1) - 1)
 
     as in Wunderlich & Pehle (2021) for Yin-Yang, whose parameters are the defaults. Silent neurons leave the sum. A sample
-    whose target neuron is silent has no gradient, and counts as log(C), the loss of a guess.
+    whose target neuron is silent has no gradient, and counts as log(C), the loss of a guess. No samples have loss 0.
 
     Args:
         spikes: of the C output neurons; anything with ``first_spike_time() -> [B, C]``.
         target: [B] class numbers.
         tau0, tau1: time scales in ms, > 0.
         alpha: weight of the second term, >= 0.
+
+    Raises:
+        ParameterError: if a target spike is so late that a term, or its gradient, exceeds the dtype of the times.
     """
-    positive("tau0", tau0)
     positive("tau1", tau1)
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be >= 0 and finite, got {alpha}")
     time = spikes.first_spike_time()
     check_target(target, time)
-    fired = torch.isfinite(time)
-    time = torch.where(fired, time, 0.0)
+    logits, fired = _first_spike_logits(time, tau0)
     answered = fired.gather(1, target[:, None]).squeeze(1)
-    logits = torch.where(fired, -time / tau0, -math.inf)
     logits = torch.where(answered[:, None], logits, 0.0)  # all equal: log(C), without a gradient
-    early = torch.expm1(time.gather(1, target[:, None]).squeeze(1) / tau1)
-    return (F.cross_entropy(logits, target, reduction="none") + alpha * early).mean()
+    each = F.cross_entropy(logits, target, reduction="none")
+    if alpha > 0:
+        own = torch.where(answered, time.gather(1, target[:, None]).squeeze(1), 0.0).double()
+        latest = bounds(own)[1]
+        # the logarithm of the term or of its derivative, whichever is larger
+        if latest / tau1 > 709 or latest / tau1 + math.log(alpha / min(tau1, 1.0)) > _log_max(time):
+            raise ParameterError(
+                f"tau1={tau1} is too small for a target spike at {latest:g} ms: alpha exp(t/tau1), or its gradient, exceeds "
+                f"{_name(time)}; choose a larger tau1, or a smaller alpha such as 0, got alpha={alpha}"
+            )
+        each = each + alpha * torch.expm1(own / tau1)
+    loss = _mean(each).to(time)
+    if not is_finite(loss):
+        late = -tau0 * bounds(logits.gather(1, target[:, None]))[0]
+        raise ParameterError(
+            f"tau0={tau0} is too small for a target spike {late:g} ms after the first: their ratio exceeds {_name(time)}; "
+            f"choose a larger tau0"
+        )
+    return loss
+
+
+def _first_spike_logits(time: Tensor, tau0: float) -> tuple[Tensor, Tensor]:
+    """[B, C] (t_first - t)/``tau0`` in float64, -inf for silent neurons, and who fired; the softmax is that of -t/``tau0``."""
+    _check_scale("tau0", tau0, time)
+    fired = torch.isfinite(time)
+    first = time.detach().amin(1, keepdim=True) if time.shape[1] else time
+    return torch.where(fired, (first.double() - time.double()) / tau0, -math.inf), fired
 
 
 def spike_time_mse(spikes: Spikes, target: Tensor, tau: float = 1.0) -> Tensor:
@@ -61,6 +93,9 @@ def spike_time_mse(spikes: Spikes, target: Tensor, tau: float = 1.0) -> Tensor:
         target: [B, N] times in ms.
         tau: time scale in ms, > 0.
 
+    Raises:
+        ParameterError: if a spike is so far from its target that its square, or the gradient, exceeds the dtype of the times.
+
     >>> spike_time_mse(Spikes.from_times(torch.tensor([[3.0, 8.0]])), torch.tensor([[1.0, math.inf]]))
     tensor(4.)
     """
@@ -68,11 +103,17 @@ def spike_time_mse(spikes: Spikes, target: Tensor, tau: float = 1.0) -> Tensor:
     time = spikes.first_spike_time()
     if target.shape != time.shape:
         raise ValueError(f"target must have shape {list(time.shape)}, one time per neuron, got {list(target.shape)}")
-    if torch.isnan(target).any() or torch.isneginf(target).any():
+    if not -math.inf < bounds(target)[0]:
         raise ValueError("target must be finite, or +inf where a time does not matter; got NaN or -inf")
     counted = torch.isfinite(time) & torch.isfinite(target)
-    error = torch.where(counted, time, 0.0) - torch.where(counted, target, 0.0)
-    return (error / tau).square().sum() / counted.sum().clamp(min=1)
+    error = torch.where(counted, time, 0.0).double() - torch.where(counted, target, 0.0).double()
+    farthest = bounds(error.abs())[1]
+    if not (farthest / tau) * (max(farthest, 2.0) / tau) <= torch.finfo(time.dtype).max:
+        raise ParameterError(
+            f"tau={tau} is too small for a spike {farthest:g} ms from its target: the square of their ratio, or its gradient, "
+            f"exceeds {_name(time)}; choose a larger tau"
+        )
+    return ((error / tau).square() / counted.sum().clamp(min=1)).sum().to(time)
 
 
 def smooth_count(spikes: Spikes, t_end: float, tau: float) -> Tensor:
@@ -82,15 +123,17 @@ def smooth_count(spikes: Spikes, t_end: float, tau: float) -> Tensor:
     one some ``tau`` before, so that the gradient of its time tells how to get more spikes, or fewer.
 
     Args:
-        t_end: end of the window in ms; later spikes do not count.
+        t_end: end of the window [0, t_end] in ms; spikes outside do not count.
         tau: in ms, > 0.
 
     >>> smooth_count(Spikes.from_times(torch.tensor([[[0.0, 100.0], [39.0, torch.inf]]])), t_end=40.0, tau=1.0)
     tensor([[1.0000, 0.6321]])
     """
-    tau, t_end = positive("tau", tau), positive("t_end", t_end)
-    left = (t_end - spikes.time).clamp(min=0.0)
-    return spikes.summed(-torch.expm1(-left / tau))
+    t_end = positive("t_end", t_end)
+    _check_scale("tau", tau, spikes.time)
+    time = spikes.time.double()
+    left = torch.where((time >= 0.0) & (time <= t_end), t_end - time, 0.0)
+    return spikes.summed(-torch.expm1(-left / tau)).to(spikes.dtype)
 
 
 def spike_count_cross_entropy(spikes: Spikes, target: Tensor, t_end: float, tau: float = 10.0) -> Tensor:
@@ -100,9 +143,7 @@ def spike_count_cross_entropy(spikes: Spikes, target: Tensor, t_end: float, tau:
         target: [B] class numbers.
         t_end, tau: as for ``smooth_count``.
     """
-    counts = smooth_count(spikes, t_end, tau)
-    check_target(target, counts)
-    return F.cross_entropy(counts, target)
+    return cross_entropy(smooth_count(spikes, t_end, tau), target)
 
 
 def spike_count_penalty(
@@ -114,16 +155,27 @@ def spike_count_penalty(
 
     Args:
         t_end, tau: as for ``smooth_count``.
-        low, high: spikes per sample, 0 <= low <= high.
+        low, high: spikes per sample, 0 <= low <= high, of which ``high`` may be infinite.
+
+    Raises:
+        ParameterError: if the square, or the gradient, may exceed the dtype of the times.
 
     >>> busy = Spikes.from_times(torch.tensor([[[0.0, 1.0, 2.0], [0.0, torch.inf, torch.inf]]]))
     >>> spike_count_penalty(busy, t_end=100.0, tau=1.0, low=1.0, high=2.0)  # (3 - 2)^2, for one of two neurons
     tensor(0.5000)
     """
-    if not 0 <= low <= high:
-        raise ValueError(f"low and high must satisfy 0 <= low <= high, got low={low} and high={high}")
-    counts = smooth_count(spikes, t_end, tau).mean(0)
-    return ((low - counts).clamp(min=0.0).square() + (counts - high).clamp(min=0.0).square()).mean()
+    if not (0 <= low <= high and low < math.inf):
+        raise ValueError(f"low and high must satisfy 0 <= low <= high, low finite, got low={low} and high={high}")
+    counts = smooth_count(spikes, t_end, tau).double()
+    average = counts.sum(0) / max(len(counts), 1)
+    for name, value, size in (("low", low, low * low), ("tau", tau, 2.0 * max(low, spikes.time.shape[1]) / tau)):
+        if not size <= torch.finfo(spikes.dtype).max:
+            raise ParameterError(
+                f"{name}={value} is too {'large' if name == 'low' else 'small'}: the square of low={low}, or the gradient, of "
+                f"the size max(low, spikes)/tau, exceeds {_name(spikes.time)}; choose a smaller low or a larger tau"
+            )
+    outside = (low - average).clamp(min=0.0).square() + (average - high).clamp(min=0.0).square()
+    return (outside / max(len(outside), 1)).sum().to(spikes.dtype)
 
 
 def silent_margin(layer: SpikingLinear, arrivals: Spikes, output: Spikes) -> Tensor:
@@ -154,16 +206,53 @@ def silent_margin(layer: SpikingLinear, arrivals: Spikes, output: Spikes) -> Ten
     return torch.where(output.count() == 0, layer.neuron.v_th - highest, 0.0)
 
 
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over samples of the cross-entropy of ``logits`` [B, C]; 0 for no samples.
+
+    Raises:
+        TypeError, ValueError: if ``target`` is not as for ``check_target``, or the loss is not finite.
+    """
+    check_target(target, logits)
+    loss = _mean(F.cross_entropy(logits, target, reduction="none"))
+    if not is_finite(loss):
+        low, high = bounds(logits)
+        raise ValueError(
+            f"output must be finite, and {_name(logits)} must hold the differences of its entries; got entries from {low:g} to "
+            f"{high:g}; lower the weights and the learning rate"
+        )
+    return loss
+
+
 def check_target(target: Tensor, output: Tensor) -> None:
     """Raise unless ``target`` holds one class number for each row of ``output`` [B, C]."""
     if target.dtype != torch.int64:
         raise TypeError(f"target must be int64 class numbers, got {target.dtype}; convert with .long()")
     if target.shape != output.shape[:1]:
         raise ValueError(f"target must have shape [{len(output)}], one class per sample, got {list(target.shape)}")
-    if target.numel():
-        low, high = (int(bound) for bound in target.aminmax())
-        if low < 0 or high >= output.shape[1]:
-            raise ValueError(f"target must lie in [0, {output.shape[1]}), got values from {low} to {high}")
+    low, high = bounds(target)
+    if low < 0 or high >= output.shape[1]:
+        raise ValueError(f"target must lie in [0, {output.shape[1]}), got values from {low:g} to {high:g}")
+
+
+def _mean(each: Tensor) -> Tensor:
+    """The mean of [B] numbers, which does not overflow where they do not; 0 for none."""
+    return (each / max(len(each), 1)).sum()
+
+
+def _check_scale(name: str, tau: float, time: Tensor) -> None:
+    """Raise unless a time scale is positive and its inverse, the size of gradients, has a number in the dtype of ``time``."""
+    if not 1.0 / positive(name, tau) <= torch.finfo(time.dtype).max:
+        raise ParameterError(
+            f"{name}={tau} is too small: 1/{name}, the size of gradients, exceeds {_name(time)}; choose a larger {name}"
+        )
+
+
+def _log_max(time: Tensor) -> float:
+    return math.log(torch.finfo(time.dtype).max)
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -173,6 +262,12 @@ class FirstSpike:
     tau0: float = 0.5
     tau1: float = 6.4
     alpha: float = 3e-3
+
+    def __post_init__(self) -> None:
+        positive("tau0", self.tau0)
+        positive("tau1", self.tau1)
+        if not 0 <= self.alpha < math.inf:
+            raise ValueError(f"alpha must be >= 0 and finite, got {self.alpha}")
 
     def output_layer(self, in_features: int, num_classes: int, **synapses) -> SpikingLinear:
         return SpikingLinear(in_features, num_classes, **synapses)
@@ -187,7 +282,9 @@ class FirstSpike:
 
     def probabilities(self, output: Spikes) -> Tensor:
         """[B, C] by the softmax in the loss; 0 where every output neuron is silent."""
-        return torch.softmax(-output.first_spike_time() / self.tau0, dim=1).nan_to_num(0.0)
+        time = output.first_spike_time()
+        logits, fired = _first_spike_logits(time, self.tau0)
+        return (torch.where(fired.any(1, keepdim=True), logits, 0.0).softmax(1) * fired).to(time)
 
 
 class _Voltage:
@@ -199,8 +296,7 @@ class _Voltage:
         return LeakyReadout(in_features, num_classes, reduce=self.reduce, **synapses)
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        check_target(target, output)
-        return F.cross_entropy(output, target)
+        return cross_entropy(output, target)
 
     def predict(self, output: Tensor) -> Tensor:
         """[B] class numbers."""
@@ -230,6 +326,9 @@ class WeightedVoltage(_Voltage):
     tau: float = 20.0
     reduce = "weighted"
 
+    def __post_init__(self) -> None:
+        positive("tau", self.tau)
+
     def output_layer(self, in_features: int, num_classes: int, **synapses) -> LeakyReadout:
         return LeakyReadout(in_features, num_classes, reduce="weighted", tau_weight=self.tau, **synapses)
 
@@ -240,6 +339,10 @@ class SpikeCount:
 
     t_end: float = 40.0
     tau: float = 10.0
+
+    def __post_init__(self) -> None:
+        positive("t_end", self.t_end)
+        positive("tau", self.tau)
 
     def output_layer(self, in_features: int, num_classes: int, **synapses) -> SpikingLinear:
         return SpikingLinear(in_features, num_classes, **synapses)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eventprop.checks import positive
-from eventprop.losses import check_target
+from eventprop.losses import ParameterError, check_target, cross_entropy
 
 from .neurons import IF, Potential
 
@@ -23,6 +24,13 @@ def first_spike_step(spikes: Tensor) -> Tensor:
     Differentiable as the polynomial sum_t prod_{u <= t} (1 - S_u), which is linear in every entry.
     """
     return (1.0 - spikes).cumprod(0).sum(0)
+
+
+def rates(spikes: Tensor) -> Tensor:
+    """[B, N] spikes per step, of ``spikes`` [T, B, N]."""
+    if not len(spikes):
+        raise ValueError("spikes must have at least one step, got none")
+    return spikes.mean(0)
 
 
 class _Spiking:
@@ -44,9 +52,10 @@ class RateMSE(_Rate):
     """Mean squared error of the firing rates (spikes per step) from 1 for the class and 0 for the others."""
 
     def __call__(self, spikes: Tensor, target: Tensor) -> Tensor:
-        rates = spikes.mean(0)
-        check_target(target, rates)
-        return F.mse_loss(rates, F.one_hot(target, rates.shape[1]).to(rates))
+        found = rates(spikes)
+        check_target(target, found)
+        error = found - F.one_hot(target, found.shape[1]).to(found)
+        return error.square().sum() / max(error.numel(), 1)
 
 
 @dataclass(frozen=True)
@@ -59,9 +68,8 @@ class RateCrossEntropy(_Rate):
         positive("gain", self.gain)
 
     def __call__(self, spikes: Tensor, target: Tensor) -> Tensor:
-        rates = spikes.mean(0)
-        check_target(target, rates)
-        return F.cross_entropy(self.gain * rates, target)
+        _check_size("gain", self.gain, self.gain, spikes)
+        return cross_entropy(self.gain * rates(spikes), target)
 
 
 @dataclass(frozen=True)
@@ -75,9 +83,8 @@ class FirstSpikeStep(_Spiking):
         positive("tau", self.tau)
 
     def __call__(self, spikes: Tensor, target: Tensor) -> Tensor:
-        step = first_spike_step(spikes)
-        check_target(target, step)
-        return F.cross_entropy(-step / self.tau, target)
+        _check_size("tau", self.tau, max(len(spikes), 1) / self.tau, spikes)
+        return cross_entropy(-first_spike_step(spikes) / self.tau, target)
 
     def predict(self, spikes: Tensor) -> Tensor:
         """[B] class numbers; -1 where every output neuron is silent, which is never right."""
@@ -92,13 +99,17 @@ class MaxPotential:
         return Potential(neuron())
 
     def __call__(self, potential: Tensor, target: Tensor) -> Tensor:
-        highest = potential.amax(0)
-        check_target(target, highest)
-        return F.cross_entropy(highest, target)
+        return cross_entropy(potential.amax(0), target)
 
     def predict(self, potential: Tensor) -> Tensor:
         """[B] class numbers from ``potential`` [T, B, C]."""
         return potential.amax(0).argmax(1)
+
+
+def _check_size(name: str, value: float, size: float, spikes: Tensor) -> None:
+    """Raise unless logits of this size have numbers in the dtype of ``spikes``."""
+    if not size <= torch.finfo(spikes.dtype).max:
+        raise ParameterError(f"{name}={value} makes logits as large as {size:g}, which exceeds {spikes.dtype}")
 
 
 Objective = RateMSE | RateCrossEntropy | FirstSpikeStep | MaxPotential

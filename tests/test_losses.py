@@ -8,8 +8,10 @@ import re
 import pytest
 import torch
 from conftest import random_network, random_spikes
+from test_config import composed, parse
 
 from eventprop import LIF, EventDriven, Spikes, SpikingLinear, TimeStepped, check_gradients, first_spike_cross_entropy
+from eventprop.config import ConfigError
 from eventprop.losses import (
     FirstSpike,
     MaxVoltage,
@@ -21,6 +23,7 @@ from eventprop.losses import (
     spike_count_penalty,
     spike_time_mse,
 )
+from eventprop.training.loop import train
 
 INF = math.inf
 
@@ -52,9 +55,33 @@ def test_silent_neurons_leave_the_softmax_and_silent_targets_the_gradient():
     assert not spikes.time.grad[1:].any()
 
 
-def test_losses_do_not_overflow():
-    loss = first_spike_cross_entropy(output([[400.0, 1.0]]), torch.tensor([0]))
-    assert torch.isfinite(loss)
+@pytest.mark.parametrize(
+    ("time", "alpha", "value", "gradient"),
+    [
+        (600.0, 0.0, 599 / 0.5, 1 / 0.5),
+        (600.0, 3e-3, 3e-3 * math.exp(600 / 6.4), 3e-3 / 6.4 * math.exp(600 / 6.4)),  # 1.6e38: float32 just holds it
+        (1e9, 0.0, (1e9 - 1) / 0.5, 1 / 0.5),
+    ],
+)
+def test_losses_do_not_overflow(time, alpha, value, gradient):
+    spikes = Spikes.from_times(torch.tensor([[time, 1.0]]))
+    spikes.time.requires_grad_(True)
+    loss = first_spike_cross_entropy(spikes, torch.tensor([0]), alpha=alpha)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(value, rel=1e-6)  # float32
+    assert float(spikes.time.grad[0, 1]) == pytest.approx(gradient, rel=1e-6)
+
+
+def test_training_says_which_option_of_the_loss_is_wrong():
+    config = parse(composed("+experiment=yin_yang", "data.n_train=64", "data.n_test=64", "loss.tau1=0.1"))
+    with pytest.raises(ConfigError, match="loss.tau1=0.1 is too small for a target spike at .* ms: alpha exp"):
+        train(config, None)
+
+
+@pytest.mark.parametrize("change", ["loss.tau0=-1", "loss.alpha=-1", "loss.tau1=0"])
+def test_options_of_losses_are_checked_before_training(change):
+    with pytest.raises(ConfigError, match=change.partition("=")[0]):
+        parse(composed("+experiment=yin_yang", change))
 
 
 def test_no_spike_is_never_a_right_answer():

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..config import Config
+from ..config import Config, ConfigError
 from ..data import Dataset, Split
+from ..losses import ParameterError
 from ..spikes import Spikes
 from . import tensorboard
 from .data import EncodedSplit, ImageSplit, encode, epoch_order, mixed_seed
@@ -205,7 +206,7 @@ def train_epoch(
             if len(target):  # a last batch may be too small for all processes
                 with config.train.autocast():
                     output = network(inputs)
-                loss = config.loss(output, target)
+                loss = loss_of(config, output, target)
                 loss.backward()
                 score.add(loss, config.loss.predict(output), target)
             processes.add_gradients(network, len(target))
@@ -213,6 +214,11 @@ def train_epoch(
                 error = NonFiniteError(
                     f"{bad} is not finite in epoch {epoch + 1}, step {progress.step + 1}; the weights are still those before "
                     f"that step. Try a lower optimizer.lr, or solver.grazing=clamp"
+                    + (
+                        ""
+                        if loss is None
+                        else f"; the loss is {float(loss):.3g}: where that is huge, see its options, loss.*"
+                    )
                 )
                 error.batch = {"epoch": epoch, "step": progress.step, "inputs": _plain(inputs), "target": target}
                 raise error
@@ -221,6 +227,18 @@ def train_epoch(
             after_step()
     processes.add_progress(progress)
     return score.summary("train") | activity.summary()
+
+
+def loss_of(config: Config, output: Any, target: Tensor) -> Tensor:
+    """The loss that ``config`` names.
+
+    Raises:
+        ConfigError: if one of its parameters does not go with this output.
+    """
+    try:
+        return config.loss(output, target)
+    except ParameterError as error:
+        raise ConfigError(f"loss.{error}") from error
 
 
 @torch.no_grad()
@@ -237,7 +255,7 @@ def evaluate(
     for inputs, target in data.batches(batch_size):
         with config.train.autocast():
             output = network(inputs)
-        score.add(config.loss(output, target), config.loss.predict(output), target)
+        score.add(loss_of(config, output, target), config.loss.predict(output), target)
     return score.summary(name)
 
 

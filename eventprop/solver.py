@@ -11,7 +11,7 @@ from torch import Tensor
 from .checks import choice, finite, positive
 from .learnable import LearnableLIF
 from .neuron import LIF
-from .spikes import Spikes
+from .spikes import Spikes, traced
 
 BACKENDS = ("auto", "numba", "torch")
 GRAZING = ("raw", "clamp", "saturate", "drop")
@@ -72,7 +72,7 @@ class Solver(ABC):
             fed = Spikes._trusted(time.gather(1, order), index.gather(1, order), (both.shape[1],))
             emitted = self.spikes(fed, both, neuron)
             # gradients may still change where the spikes no longer do: through weights that are 0
-            if not torch.is_grad_enabled() and before is not None and torch.equal(emitted.time, before):
+            if not torch.is_grad_enabled() and before is not None and _equal(emitted.time, before):
                 break
             before = emitted.time
             time = torch.cat([arrivals.time, emitted.time + delay], dim=1)
@@ -99,6 +99,11 @@ class Solver(ABC):
     def effective_slope(self, slope: Tensor) -> Tensor:
         """The slopes that the backward pass divides by."""
         return effective_slope(slope, self.grazing, self.min_slope)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether both are equal; False where they cannot be looked at."""
+    return not traced(a, b) and torch.equal(a, b)
 
 
 def effective_slope(slope: Tensor, grazing: str, min_slope: float) -> Tensor:

@@ -16,7 +16,7 @@ from ..learnable import LearnableLIF, parameters_of
 from ..neuron import LIF, flow
 from ..observe import observe
 from ..solver import READOUTS, Solver, check_arrivals, check_weight, delayed_times
-from ..spikes import Spikes, whole_steps
+from ..spikes import Spikes, traced, whole_steps
 from ..tape import check_finite
 from ..window import Window
 from .functions import Constants, drive_of, effects, spikes_of, spikes_of_individuals
@@ -166,5 +166,5 @@ class TimeStepped(Solver):
 
 
 def _check_begin(arrivals: Spikes) -> None:
-    if arrivals.time.numel() and arrivals.time[:, 0].min() < 0:
+    if not traced(arrivals.time) and arrivals.time.numel() and arrivals.time[:, 0].min() < 0:
         raise ValueError(f"spikes must not come before time 0, got {float(arrivals.time[:, 0].min())}")

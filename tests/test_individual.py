@@ -177,7 +177,7 @@ def test_parameters_that_are_not_finite_are_named(solver):
     module = layer(LearnableLIF(4, dtype=torch.float64), solver)
     for value in (torch.nan, torch.inf, -torch.inf):
         module.neuron.log_v_th.data[0] = value
-        with pytest.raises(ValueError, match="neuron must have finite parameters"):
+        with pytest.raises(ValueError, match="SpikingLinear.neuron.log_v_th must be finite"):
             module(random_spikes(2, 5))
 
 

@@ -211,14 +211,12 @@ def train_epoch(
                 score.add(loss, config.loss.predict(output), target)
             processes.add_gradients(network, len(target))
             if (bad := _not_finite(loss, network)) is not None:
+                of_loss = (
+                    "" if loss is None else f"; the loss is {loss.item():.3g}, which options of it, loss.*, may lower"
+                )
                 error = NonFiniteError(
                     f"{bad} is not finite in epoch {epoch + 1}, step {progress.step + 1}; the weights are still those before "
-                    f"that step. Try a lower optimizer.lr, or solver.grazing=clamp"
-                    + (
-                        ""
-                        if loss is None
-                        else f"; the loss is {float(loss):.3g}: where that is huge, see its options, loss.*"
-                    )
+                    f"that step. Try a lower optimizer.lr, or solver.grazing=clamp{of_loss}"
                 )
                 error.batch = {"epoch": epoch, "step": progress.step, "inputs": _plain(inputs), "target": target}
                 raise error

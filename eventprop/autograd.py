@@ -3,6 +3,7 @@ differentiable in its time constants too."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -11,6 +12,20 @@ import torch
 from torch import Tensor
 
 from .neuron import decay_by_tau, two_decays
+
+
+def specialized(*settings):
+    """The same neurons and solvers, data classes whose floats are constants to ``torch.compile``. With dynamic=True it takes
+    them for symbols, which operators do not accept."""
+    if not torch.compiler.is_compiling():
+        return settings
+    return tuple(type(x)(**{f.name: _constant(getattr(x, f.name)) for f in dataclasses.fields(x)}) for x in settings)
+
+
+def _constant(value):
+    from torch.fx.experimental.symbolic_shapes import guard_scalar  # imported here: it is slow to import
+
+    return guard_scalar(value) if isinstance(value, float) else value
 
 
 class FirstOrder(torch.autograd.Function):

@@ -41,8 +41,9 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> None:
 
 
 def bounds(tensor: Tensor) -> tuple[float, float]:
-    """The lowest and the highest entry of ``tensor``: NaN if one is NaN, and (inf, -inf) if there is none."""
-    if not tensor.numel():
+    """The lowest and the highest entry of ``tensor``: NaN if one is NaN, and (inf, -inf) if there is none, or if values cannot
+    be looked at."""
+    if traced(tensor) or not tensor.numel():
         return math.inf, -math.inf
     low, high = tensor.detach().aminmax()
     return float(low), float(high)
@@ -50,16 +51,12 @@ def bounds(tensor: Tensor) -> tuple[float, float]:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether all entries are finite; True where they cannot be looked at."""
-    if traced(tensor):
-        return True
     low, high = bounds(tensor)
     return -math.inf < low and high < math.inf
 
 
 def finite(name: str, tensor: Tensor, low: float = -math.inf, high: float = math.inf) -> None:
     """Raise if an entry of a parameter or a buffer is not finite or not in [low, high], where entries can be looked at."""
-    if traced(tensor):
-        return
     lowest, highest = bounds(tensor)
     if low <= lowest and highest <= high and -math.inf < lowest and highest < math.inf:
         return

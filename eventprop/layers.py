@@ -376,8 +376,7 @@ class LeakyReadout(_Synapses):
             return readouts.at_times(spikes, weight, tau_mem, tau_syn, self.times)
         if self.reduce != "max":
             return readouts.mean(spikes, weight, tau_mem, tau_syn, solver.t_end, self.tau_weight or math.inf)
-        now = LIF(tau_mem.item(), tau_syn.item(), neuron.v_th)
-        when = EventDriven(solver.t_end, backend=solver.backend).time_of_maximum(spikes, weight, now)
+        when = solver.exact.time_of_maximum(spikes, weight, torch.stack([tau_mem, tau_syn]))
         return readouts.at_own_times(spikes, weight, tau_mem, tau_syn, when)
 
     def extra_repr(self) -> str:

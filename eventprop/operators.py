@@ -76,7 +76,7 @@ def some() -> torch.SymInt:
 
 def rows(like: Tensor, size: int | torch.SymInt) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For ``shapes``: a tape of at most ``size`` spikes for each of the samples of ``like`` [B, ...]."""
-    shape = (len(like), size)
+    shape = (like.shape[0], size)
     integers = like.new_empty(shape, dtype=torch.int64)
     return like.new_empty(shape), integers, like.new_empty(shape), torch.empty_like(integers)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from .checks import choice, finite, positive
 from .learnable import LearnableLIF
 from .neuron import LIF
 from .spikes import Spikes, traced
+
+if TYPE_CHECKING:
+    from .event_driven import EventDriven
 
 BACKENDS = ("auto", "numba", "torch")
 GRAZING = ("raw", "clamp", "saturate", "drop")
@@ -29,12 +33,14 @@ class Solver(ABC):
             to the other; "drop": the spike passes no gradient on. The forward pass is the same for all.
         min_slope: the slope in 1/ms below which a crossing counts as grazing.
         backend: "numba" (CPU), "torch" (any device; the reference), or "auto": numba for CPU tensors, else torch.
+        exact: the event-driven solver of the same window, for what needs no grid.
     """
 
     t_end: float
     grazing: str
     min_slope: float
     backend: str
+    exact: EventDriven
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t_end", positive("t_end", self.t_end))

@@ -56,7 +56,7 @@ def spikes_adjoint(
 
 
 def _maximum(time: Tensor, index: Tensor, weight: Tensor, *_) -> tuple[Tensor, ...]:
-    value, after, at, arrival = rows(time, len(weight))
+    value, after, at, arrival = rows(time, weight.shape[0])
     return value, at, after, arrival, torch.empty_like(value)
 
 
@@ -69,7 +69,16 @@ def maximum(
     return solver.maximum(time, index, solver.input_major(weight), LIF(*neuron), t_end)
 
 
-@operator(lambda time, index, inputs, *_: time.new_empty((len(time), inputs)))
+@operator(_maximum)
+def maximum_by_tau(
+    time: Tensor, index: Tensor, weight: Tensor, tau: Tensor, t_end: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same for time constants in a tensor, ``tau`` [2]."""
+    solver = _backend(backend)
+    return solver.maximum(time, index, solver.input_major(weight), LIF(*tau.tolist()), t_end)
+
+
+@operator(lambda time, index, inputs, *_: time.new_empty((time.shape[0], inputs)))
 def average(time: Tensor, index: Tensor, inputs: int, neuron: Sequence[float], t_end: float, backend: str) -> Tensor:
     """[B, M] time average over [0, t_end] of the potential that each of M ``inputs`` raises through a weight of 1."""
     return _backend(backend).average(time, index, inputs, LIF(*neuron), t_end)
@@ -109,7 +118,7 @@ def recurrent_adjoint(
 
 def _unfolded(time: Tensor, index: Tensor, window: Sequence[int], *_) -> tuple[Tensor, ...]:
     height, width = Window.from_numbers(window).out
-    shape = (len(time) * height * width, some())
+    shape = (time.shape[0] * height * width, some())
     integers = time.new_empty(shape, dtype=torch.int64)
     return time.new_empty(shape), integers, torch.empty_like(integers)
 
@@ -121,7 +130,7 @@ def unfold(time: Tensor, index: Tensor, window: Sequence[int], backend: str) -> 
 
 
 def _folded(time: Tensor, index: Tensor, slope: Tensor, positions: int, *_) -> tuple[Tensor, ...]:
-    at, neuron, slopes, source = rows(time[: len(time) // positions], some())
+    at, neuron, slopes, source = rows(time[: time.shape[0] // positions], some())
     return at, neuron, slopes, source
 
 

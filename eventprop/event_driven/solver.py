@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..autograd import FirstOrder
+from ..autograd import FirstOrder, specialized
 from ..checks import choice
 from ..learnable import LearnableLIF, parameters_of
 from ..neuron import LIF
@@ -40,12 +40,16 @@ class EventDriven(Solver):
     min_slope: float = 1e-3
     backend: str = "auto"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "exact", self)
+
     def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> Spikes:
         if isinstance(neuron, LearnableLIF):
             return self.recurrent_spikes(arrivals, weight, neuron, weight.new_zeros(weight.shape[0], 0))
         check_weight(arrivals, weight)
         weight = arrivals.scaled(weight)
-        tape = Tape(*_SpikeTimes.of(arrivals.time, arrivals.index.long(), weight, neuron, self))
+        tape = Tape(*_SpikeTimes.of(arrivals.time, arrivals.index.long(), weight, *specialized(neuron, self)))
         observe(tape.neuron, tape.after)
         return Spikes._trusted(tape.time, tape.neuron, (weight.shape[0],), tape.slope)
 
@@ -99,7 +103,7 @@ class EventDriven(Solver):
             )
         weight = arrivals.scaled(weight)
         time, index = arrivals.time, arrivals.index.long()
-        tape = Tape(*_RecurrentSpikeTimes.of(time, index, weight, recurrent_weight, neurons, delay, self))
+        tape = Tape(*_RecurrentSpikeTimes.of(time, index, weight, recurrent_weight, neurons, delay, *specialized(self)))
         observe(tape.neuron, tape.after)
         return Spikes._trusted(tape.time, tape.neuron, (weight.shape[0],), tape.slope)
 
@@ -116,18 +120,22 @@ class EventDriven(Solver):
         weight = arrivals.scaled(weight)
         choice("reduce", reduce, READOUTS)
         if reduce == "max":
-            maximum = Maximum(*_MaximumVoltage.of(arrivals.time, arrivals.index.long(), weight, neuron, self))
+            maximum = Maximum(
+                *_MaximumVoltage.of(arrivals.time, arrivals.index.long(), weight, *specialized(neuron, self))
+            )
             observe(maximum.after, maximum.arrival)
             return maximum.value
-        received = _Average.of(arrivals.time, arrivals.index.long(), weight.shape[1], neuron, self)
+        received = _Average.of(arrivals.time, arrivals.index.long(), weight.shape[1], *specialized(neuron, self))
         with torch.autocast(weight.device.type, enabled=False):
             return received @ weight.t()
 
-    def time_of_maximum(self, arrivals: Spikes, weight: Tensor, neuron: LIF) -> Tensor:
+    def time_of_maximum(self, arrivals: Spikes, weight: Tensor, tau: Tensor) -> Tensor:
         """[B, N] when the potential of each neuron without threshold is highest; -inf where it never rises above rest. As far
-        as an arrival ends its rise, differentiable in the time of that arrival."""
+        as an arrival ends its rise, differentiable in the time of that arrival; not in ``tau`` [2], tau_mem and tau_syn."""
         time, index = arrivals.time, arrivals.index.long()
-        found = Maximum(*operators.maximum(time.detach(), index, weight.detach(), *self._constants(neuron, time)))
+        backend = self.backend_for(weight.device)
+        with torch.no_grad():
+            found = Maximum(*operators.maximum_by_tau(time, index, weight, tau, self.t_end, backend))
         observe(found.after, found.arrival)
         if not time.shape[1]:
             return found.time

@@ -5,12 +5,12 @@ Shapes: B samples, M or N neurons, K spikes in the longest row, T steps, A of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..autograd import FirstOrder
+from ..autograd import FirstOrder, specialized
+from ..neuron import LIF
 from ..spikes import Spikes
 from ..tape import Tape
 from . import operators
@@ -18,79 +18,83 @@ from . import operators
 if TYPE_CHECKING:
     from .solver import TimeStepped
 
-Constants = tuple[list[float], str, str]  # the last arguments of the operators
 
-
-def effects(arrivals: Spikes, constants: Constants) -> tuple[Tensor, Tensor]:
+def effects(arrivals: Spikes, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
     """The steps [A] that have arrivals, ascending, and the effects [2, A, B, M] of the arrivals at the end of each."""
-    steps, values = _Effects.of(arrivals.time, arrivals.index.long(), arrivals.num_neurons, constants)
+    steps, values = _Effects.of(
+        arrivals.time, arrivals.index.long(), arrivals.num_neurons, *specialized(neuron, solver)
+    )
     return steps, values if arrivals.height == 1.0 else arrivals.height * values
 
 
-def drive_of(arrivals: Spikes, weight: Tensor, constants: Constants) -> tuple[Tensor, Tensor]:
+def drive_of(arrivals: Spikes, weight: Tensor, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
     """The steps [A] that have arrivals, ascending, and what these raise behind ``weight`` [N, M], [2, A, B, N]."""
-    return _Drive.of(arrivals.time, arrivals.index.long(), arrivals.scaled(weight), constants)
+    return _Drive.of(arrivals.time, arrivals.index.long(), arrivals.scaled(weight), *specialized(neuron, solver))
 
 
-def spikes_of(drive: Tensor, steps: Tensor, constants: Constants, effective_slope: Callable[[Tensor], Tensor]) -> Tape:
+def spikes_of(drive: Tensor, steps: Tensor, neuron: LIF, solver: TimeStepped) -> Tape:
     """What neurons emit that receive ``drive`` [2, A, B, N] in the ``steps`` [A]."""
-    return Tape(*_SpikeTimes.of(drive, steps, constants, effective_slope))
+    return Tape(*_SpikeTimes.of(drive, steps, *specialized(neuron, solver)))
 
 
 def spikes_of_individuals(time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, solver: TimeStepped) -> Tape:
     """What ``neurons`` [N, 5] emit that receive arrivals at a ``time`` [B, K, N] of their own, or [B, K, 1]."""
-    return Tape(*_IndividualSpikeTimes.of(time, index, weight, neurons, solver))
+    return Tape(*_IndividualSpikeTimes.of(time, index, weight, neurons, *specialized(solver)))
 
 
 class _Effects(FirstOrder):
     @staticmethod
-    def forward(time: Tensor, index: Tensor, inputs: int, constants: Constants) -> tuple[Tensor, Tensor]:
-        return operators.grid_effects(time, index, inputs, *constants)
+    def forward(time: Tensor, index: Tensor, inputs: int, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
+        return operators.grid_effects(time, index, inputs, *solver._constants(neuron, time))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        time, index, _, ctx.constants = inputs
+        time, index, _, ctx.neuron, ctx.solver = inputs
         ctx.mark_non_differentiable(output[0])
         ctx.save_for_backward(time, index, output[0])
 
     @staticmethod
     def backward(ctx, _, grad):
         time, index, steps = ctx.saved_tensors
-        return operators.grid_effects_adjoint(time, index, steps, grad, *ctx.constants), None, None, None
+        return (
+            operators.grid_effects_adjoint(time, index, steps, grad, *ctx.solver._constants(ctx.neuron, time)),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 class _Drive(FirstOrder):
     @staticmethod
-    def forward(time: Tensor, index: Tensor, weight: Tensor, constants: Constants) -> tuple[Tensor, Tensor]:
-        return operators.grid_drive(time, index, weight, *constants)
+    def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
+        return operators.grid_drive(time, index, weight, *solver._constants(neuron, time))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        time, index, weight, ctx.constants = inputs
+        time, index, weight, ctx.neuron, ctx.solver = inputs
         ctx.mark_non_differentiable(output[0])
         ctx.save_for_backward(time, index, weight, output[0])
 
     @staticmethod
     def backward(ctx, _, grad):
-        need_time, _, need_weight, _ = ctx.needs_input_grad
+        need_time, _, need_weight, *_ = ctx.needs_input_grad
         time, index, weight, steps = ctx.saved_tensors
         by_time, by_weight = operators.grid_drive_adjoint(
-            time, index, weight, steps, grad, need_time, need_weight, *ctx.constants
+            time, index, weight, steps, grad, need_time, need_weight, *ctx.solver._constants(ctx.neuron, time)
         )
-        return by_time if need_time else None, None, by_weight if need_weight else None, None
+        return by_time if need_time else None, None, by_weight if need_weight else None, None, None
 
 
 class _SpikeTimes(FirstOrder):
     @staticmethod
-    def forward(
-        drive: Tensor, steps: Tensor, constants: Constants, effective_slope: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, ...]:
-        return operators.grid_spikes(drive, steps, *constants)
+    def forward(drive: Tensor, steps: Tensor, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, ...]:
+        return operators.grid_spikes(drive, steps, *solver._constants(neuron, drive))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        drive, steps, ctx.constants, ctx.effective_slope = inputs
-        ctx.neurons = drive.shape[3]
+        drive, steps, ctx.neuron, ctx.solver = inputs
+        ctx.width = drive.shape[3]
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(steps, *output)
@@ -101,8 +105,9 @@ class _SpikeTimes(FirstOrder):
             return None, None, None, None
         steps, *columns = ctx.saved_tensors
         tape = Tape(*columns)
-        tape = tape._replace(slope=ctx.effective_slope(tape.slope))
-        return operators.grid_adjoint(steps, *tape, grad, ctx.neurons, *ctx.constants), None, None, None
+        tape = tape._replace(slope=ctx.solver.effective_slope(tape.slope))
+        constants = ctx.solver._constants(ctx.neuron, grad)
+        return operators.grid_adjoint(steps, *tape, grad, ctx.width, *constants), None, None, None
 
 
 class _IndividualSpikeTimes(FirstOrder):

@@ -97,10 +97,11 @@ class GridSpikes(Spikes):
 
     def channels(self, neuron: LIF, scheme: str = "exponential") -> Tensor:
         """[2, T, B, *shape] the effect (psp, psc) on ``neuron`` at the end of each step; differentiable in ``time``."""
-        from .functions import effects  # imported here: it is built on this class
+        from .functions import effects  # imported here: these are built on this class
+        from .solver import TimeStepped
 
         choice("scheme", scheme, SCHEMES)
-        steps, values = effects(self, ([*neuron.numbers, self.t_end, self.dt], scheme, "torch"))
+        steps, values = effects(self, neuron, TimeStepped(self.t_end, self.dt, scheme, backend="torch"))
         return dense(steps, values, whole_steps(self.t_end, self.dt)).unflatten(3, self._shape)
 
     def _kind(self) -> tuple:

@@ -34,7 +34,7 @@ def _solver(numbers: Sequence[float], scheme: str, backend: str) -> tuple[Module
 
 def _at_steps(like: Tensor, width: int) -> tuple[Tensor, Tensor]:
     steps = some()
-    return like.new_empty(steps, dtype=torch.int64), like.new_empty((2, steps, len(like), width))
+    return like.new_empty(steps, dtype=torch.int64), like.new_empty((2, steps, like.shape[0], width))
 
 
 @operator(lambda time, index, inputs, *_: _at_steps(time, inputs), -1, 0.0)
@@ -57,7 +57,7 @@ def grid_effects_adjoint(
     return solver.effects_adjoint(time, index, steps, grad, grid)
 
 
-@operator(lambda time, index, weight, *_: _at_steps(time, len(weight)), -1, 0.0)
+@operator(lambda time, index, weight, *_: _at_steps(time, weight.shape[0]), -1, 0.0)
 def grid_drive(
     time: Tensor, index: Tensor, weight: Tensor,
     numbers: Sequence[float], scheme: str, backend: str,
@@ -94,7 +94,11 @@ def grid_spikes(
     return solver.forward(drive, steps, grid)
 
 
-@operator(lambda steps, at, neuron, slope, step, grad, neurons, *_: grad.new_empty((2, len(steps), len(grad), neurons)))
+@operator(
+    lambda steps, at, neuron, slope, step, grad, neurons, *_: grad.new_empty(
+        (2, steps.shape[0], grad.shape[0], neurons)
+    )
+)
 def grid_adjoint(
     steps: Tensor, at: Tensor, neuron: Tensor, slope: Tensor, step: Tensor, grad: Tensor, neurons: int,
     numbers: Sequence[float], scheme: str, backend: str,

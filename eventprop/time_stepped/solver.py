@@ -19,7 +19,7 @@ from ..solver import READOUTS, Solver, check_arrivals, check_weight, delayed_tim
 from ..spikes import Spikes, traced, whole_steps
 from ..tape import check_finite
 from ..window import Window
-from .functions import Constants, drive_of, effects, spikes_of, spikes_of_individuals
+from .functions import drive_of, effects, spikes_of, spikes_of_individuals
 from .grid import SCHEMES, Grid, GridSpikes, check_step, dense
 
 
@@ -59,6 +59,7 @@ class TimeStepped(Solver):
         object.__setattr__(self, "dt", positive("dt", self.dt))
         choice("scheme", self.scheme, SCHEMES)
         whole_steps(self.t_end, self.dt)
+        object.__setattr__(self, "exact", EventDriven(self.t_end, backend=self.backend))
 
     def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> GridSpikes:
         check_weight(arrivals, weight)
@@ -71,7 +72,7 @@ class TimeStepped(Solver):
         return self._emitted(*self._drive(synapses, arrivals, neuron), neuron)
 
     def _emitted(self, steps: Tensor, drive: Tensor, neuron: LIF) -> GridSpikes:
-        tape = spikes_of(drive.flatten(3), steps, self._constants(neuron, drive), self.effective_slope)
+        tape = spikes_of(drive.flatten(3), steps, neuron, self)
         observe(tape.neuron, tape.after)
         return GridSpikes._on_grid(tape.time, tape.neuron, tuple(drive.shape[3:]), tape.slope, self.dt, self.t_end)
 
@@ -123,7 +124,7 @@ class TimeStepped(Solver):
         check_weight(arrivals, weight)
         choice("reduce", reduce, READOUTS)
         if self.scheme == "exponential":  # given the spike times, the readout needs no grid
-            return EventDriven(self.t_end, backend=self.backend).readout(arrivals, weight, neuron, reduce)
+            return self.exact.readout(arrivals, weight, neuron, reduce)
         potential = self.free_potential(arrivals, weight, neuron)
         return potential.amax(0).clamp(min=0.0) if reduce == "max" else potential.mean(0)
 
@@ -153,13 +154,13 @@ class TimeStepped(Solver):
     def _drive_through(self, weight: Tensor, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
         """The same behind ``weight`` [N, M]; on the CPU from arrival to arrival, without what arrives in each step."""
         _check_begin(arrivals)
-        return drive_of(arrivals, weight, self._constants(neuron, arrivals.time))
+        return drive_of(arrivals, weight, neuron, self)
 
     def _effects(self, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
         """The steps [A] with arrivals, and what these have raised by the end of each, [2, A, B, M]."""
-        return effects(arrivals, self._constants(neuron, arrivals.time))
+        return effects(arrivals, neuron, self)
 
-    def _constants(self, neuron: LIF, values: Tensor) -> Constants:
+    def _constants(self, neuron: LIF, values: Tensor) -> tuple[list[float], str, str]:
         """The last arguments of the operators, for tensors where ``values`` are."""
         check_step(self.dt, min(neuron.tau_mem, neuron.tau_syn), self.scheme)
         return [*neuron.numbers, self.t_end, self.dt], self.scheme, self.backend_for(values.device)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import safetensors.torch
 import torch
@@ -291,6 +294,44 @@ def test_forward_mode_is_refused_by_name():
             forward()
 
 
+def test_vmap_over_samples_gives_gradients_of_each_sample():
+    net, spikes, target = network(), random_spikes(4, 6), torch.tensor([0, 1, 2, 0])
+    parameters = {name: parameter.detach() for name, parameter in net.named_parameters()}
+
+    def loss(parameters: dict, sample: Spikes, label: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(torch.func.functional_call(net, parameters, (sample[None],)), label[None])
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, spikes, target)
+    for b in range(4):
+        net.zero_grad()
+        F.cross_entropy(net(spikes[b : b + 1]), target[b : b + 1]).backward()
+        for name, parameter in net.named_parameters():
+            torch.testing.assert_close(found[name][b], parameter.grad, rtol=1e-12, atol=1e-12)  # sums in another order
+
+
+@pytest.mark.parametrize("solver", [EXACT, GRID], ids=["exact", "grid"])
+def test_vmap_over_an_ensemble_of_weights(solver):
+    """Members emit different numbers of spikes: rows are padded to the longest."""
+    members = [network(solver, None) for _ in range(3)]
+    for k, member in enumerate(members):
+        for layer in member:
+            layer.weight.data.mul_(0.5 + 0.5 * k)
+    parameters, buffers = torch.func.stack_module_state(members)
+    spikes = random_spikes(2, 6)
+
+    def call(parameters: dict, buffers: dict) -> Spikes:
+        return torch.func.functional_call(members[0], (parameters, buffers), (spikes,))
+
+    together = torch.func.vmap(call)(parameters, buffers)
+    assert len({int(member(spikes).count().sum()) for member in members}) == 3
+    for k, member in enumerate(members):
+        alone = member(spikes)
+        columns = alone.time.shape[1]
+        torch.testing.assert_close(together.time[k, :, :columns], alone.time, rtol=1e-12, atol=1e-12)
+        assert torch.equal(together.index[k, :, :columns], alone.index)
+        assert (together.index[k, :, columns:] == -1).all()
+
+
 # ---- torch.compile ---------------------------------------------------------------------------------------------------
 
 
@@ -312,3 +353,35 @@ def test_compile_equals_eager(kind):
             results.append([loss.detach(), time.grad, *(p.grad.clone() for p in layer.parameters())])
         for eager, found in zip(*results, strict=True):
             torch.testing.assert_close(found, eager, rtol=1e-12, atol=1e-12)  # sums in another order
+
+
+def test_compile_at_first_use():
+    """In a process that has compiled no kernel yet, with torch's own compiler, for several sizes of batches."""
+    script = """
+import torch
+from eventprop import EventDriven, LeakyReadout, Spikes, SpikingLinear
+torch.manual_seed(0)
+solver = EventDriven(40.0)
+network = torch.nn.Sequential(SpikingLinear(6, 5, solver=solver), LeakyReadout(5, 3, solver=solver))
+compiled = torch.compile(network, fullgraph=True)
+for batch in (2, 3, 4):
+    spikes = Spikes.from_times(20 * torch.rand(batch, 6, 3))
+    out = compiled(spikes)
+    out.square().sum().backward()
+    found = network[0].weight.grad.clone()
+    network.zero_grad()
+    expected = network(spikes)
+    expected.square().sum().backward()
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(found, network[0].weight.grad)
+    network.zero_grad()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_export():
+    net, spikes = network(), random_spikes(3, 6)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(net, (spikes,), dynamic_shapes=((({0: batch}, {0: batch}),)))
+    more = random_spikes(5, 6)
+    torch.testing.assert_close(program.module()(more), net(more), rtol=1e-12, atol=1e-12)

@@ -50,6 +50,11 @@ def _log1p(x):
     return lambda x: math.log1p(x)
 
 
+@overload(torch.log)
+def _log(x):
+    return lambda x: math.log(x)
+
+
 @overload(torch.where)
 def _where(condition, x, y):
     return lambda condition, x, y: x if condition else y
@@ -62,9 +67,9 @@ OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "rea
 inlined = register_jitable(**OPTIONS, forceinline=True)
 
 for equation in (
-    neuron.two_decays, neuron.decay, neuron.decay_by_tau, neuron.flow, neuron.rewind, neuron.integrated_psp,
-    neuron.slope, neuron.peak_time, neuron.adjoint_flow, neuron.spike_jump, neuron.arrival_time_gradient,
-    neuron.effect_time_gradient,
+    neuron.two_decays, neuron.decay, neuron.first_moment, neuron.decay_by_tau, neuron.flow, neuron.rewind,
+    neuron.integrated_psp, neuron.integral, neuron.slope, neuron.peak_time, neuron.adjoint_flow, neuron.spike_jump,
+    neuron.arrival_time_gradient, neuron.effect_time_gradient,
 ):  # fmt: skip
     inlined(equation)
 

@@ -29,6 +29,8 @@ import torch
 
 from .checks import positive
 
+SERIES = tuple(1.0 / math.factorial(k + 2) for k in range(1, 15))  # 15 h_14/16! < 1e-17 for x, y down to -1/2
+
 
 @dataclass(frozen=True)
 class LIF:
@@ -64,8 +66,8 @@ class LIF:
     def minimum_weight(self) -> float:
         """The smallest weight with which one input spike alone makes a neuron at rest fire."""
         rest, unit = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")
-        _, _, psp = decay(peak_time(rest, unit, self.tau_mem, self.tau_syn), self.tau_mem, self.tau_syn)
-        return self.v_th / psp.item()
+        peak = peak_time(rest, unit, self.tau_mem, self.tau_syn).item()
+        return self.v_th * math.exp(peak / self.tau_syn)  # V = I at the peak
 
 
 def decay(dt, tau_mem, tau_syn):
@@ -86,11 +88,10 @@ def decay(dt, tau_mem, tau_syn):
 
 def two_decays(dt, slower, faster):
     """Eq. (5) by the order of the time constants: the decay by the slower one and by the faster one, and max(a, s) h(z)."""
-    z = -dt * (1.0 / faster - 1.0 / slower)
+    z = -dt * ((slower - faster) / slower / faster)  # the difference of the rates, without cancellation
     slow = torch.exp(-dt / slower)
-    drop = torch.expm1(z)
-    h = torch.where(z < 0.0, drop / torch.where(z < 0.0, z, -1.0), 1.0)
-    return slow, slow + slow * drop, slow * h
+    h = torch.where(z < 0.0, torch.expm1(z) / torch.where(z < 0.0, z, -1.0), 1.0)
+    return slow, slow * torch.exp(z), slow * h
 
 
 def decay_by_tau(dt, a, s, phi, tau_mem, tau_syn):
@@ -98,16 +99,21 @@ def decay_by_tau(dt, a, s, phi, tau_mem, tau_syn):
     (a, s, phi) = decay(dt, tau_mem, tau_syn).
 
     With the rates m = 1/tau_mem and r = 1/tau_syn, phi = m F and F = int_0^dt exp(-m (dt - u) - r u) du, so that
-    dF/dr = -int u ... = (dt s - F)/(r - m), and dF/dm = -(dt F + dF/dr). Where r - m is small the quotient cancels; a
-    series in (r - m) dt is good to 1e-14 there.
+    dF/dr = -int u ... = (dt s - F)/(r - m), and dF/dm is the same with m and r, a and s exchanged. Where (r - m) dt is
+    small the quotients lose digits; there a series replaces them. Either is good to 1e-12.
     """
     m, r = 1.0 / tau_mem, 1.0 / tau_syn
-    f, z = phi / m, (r - m) * dt
+    f, z = phi / m, dt * ((tau_mem - tau_syn) / tau_mem / tau_syn)  # r - m, without cancellation
     near = abs(z) < 1e-3
-    series = -a * dt * dt * (1.0 / 2.0 - z * (1.0 / 3.0 - z * (1.0 / 8.0 - z * (1.0 / 30.0 - z / 144.0))))
-    f_r = torch.where(near, series, (dt * s - f) / torch.where(near, 1.0, r - m))
-    f_m = -(dt * f + f_r)
+    scale = dt / torch.where(near, 1.0, z)
+    f_r = torch.where(near, -a * dt * dt * first_moment(z), (dt * s - f) * scale)
+    f_m = torch.where(near, -s * dt * dt * first_moment(-z), (f - dt * a) * scale)
     return a * dt * m * m, -m * m * (f + m * f_m), s * dt * r * r, -r * r * m * f_r
+
+
+def first_moment(z):
+    """The integral of x exp(-z x) over x from 0 to 1, for abs(z) < 1e-3: the next term is below 1e-17."""
+    return 1.0 / 2.0 - z * (1.0 / 3.0 - z * (1.0 / 8.0 - z * (1.0 / 30.0 - z / 144.0)))
 
 
 def flow(v, i, a, s, phi):
@@ -126,10 +132,30 @@ def euler_step(dt, tau_mem, tau_syn):
     return 1.0 - dt / tau_mem, 1.0 - dt / tau_syn, dt / tau_mem
 
 
-def integrated_psp(dt, tau_mem, tau_syn):
-    """Eq. (12): the integral of phi from 0 to ``dt``, from tau_mem dphi/dt = s - phi."""
-    _, s, phi = decay(dt, tau_mem, tau_syn)
-    return tau_syn * (1.0 - s) - tau_mem * phi
+def integral(v, i, dt, phi, tau_mem, tau_syn):
+    """Eq. (12): the integral of the potential over an interval of length ``dt`` that begins with (v, i)."""
+    return i * integrated_psp(dt, phi, tau_mem, tau_syn) - v * tau_mem * torch.expm1(-dt / tau_mem)
+
+
+def integrated_psp(dt, phi, tau_mem, tau_syn):
+    """Eq. (12): the integral of phi from 0 to ``dt``, from tau_mem dphi/dt = s - phi.
+
+    tau_syn (1 - s) - tau_mem phi = tau_syn (1 - a - phi), of which the first loses fewer digits where tau_syn is the longer
+    time constant, the second elsewhere. Both lose digits where ``dt`` is short against both time constants. There, with
+    x = -dt/tau_mem, y = -dt/tau_syn, and h_k the sum of all products of k factors x or y, it is the series
+
+        dt^2/tau_mem sum_k h_k/(k + 2)!
+    """
+    m, r = dt / tau_mem, dt / tau_syn
+    closed = torch.where(m > r, -torch.expm1(-r) * tau_syn - tau_mem * phi, (-torch.expm1(-m) - phi) * tau_syn)
+    short = (m < 0.5) & (r < 0.5)
+    x, y = torch.where(short, -m, 0.0), torch.where(short, -r, 0.0)
+    total, products, power = 0.5, 1.0, 1.0
+    for factor in SERIES:
+        power = power * y
+        products = products * x + power
+        total = total + products * factor
+    return torch.where(short, dt * m * total, closed)
 
 
 def slope(i, v, tau_mem):
@@ -140,14 +166,16 @@ def slope(i, v, tau_mem):
 def peak_time(v, i, tau_mem, tau_syn):
     """Eq. (7): the time from now to the one maximum of V, for a potential that rises now (i > v, i > 0).
 
-    t* = -log1p(x)/rate with x = rate tau_syn (v - i)/i and rate = 1/tau_syn - 1/tau_mem; +inf where there is no maximum
-    (x <= -1: V creeps up to rest).
+    t* = -tau_syn log(1 + x)/(1 - rho) with x = (1 - rho)(v - i)/i and rho = tau_syn/tau_mem; +inf where there is no maximum
+    (x <= -1: V creeps up to rest). Near x = -1, 1 + x is taken as rho + (1 - rho) v/i, which does not cancel.
     """
-    first = tau_syn * (i - v) / i
-    x = -(1.0 / tau_syn - 1.0 / tau_mem) * first
-    inside = torch.where(x > -1.0, x, -0.5)
-    ratio = torch.where(inside == 0.0, 1.0, torch.log1p(inside) / torch.where(inside == 0.0, 1.0, inside))
-    return torch.where(x > -1.0, first * ratio, math.inf)
+    ahead, difference = (i - v) / i, (tau_mem - tau_syn) / tau_mem  # 1 - rho
+    x, rest = -difference * ahead, tau_syn / tau_mem + difference * (v / i)
+    log = torch.where(
+        x > -0.5, torch.log1p(torch.where(x > -0.5, x, 0.0)), torch.log(torch.where(rest > 0.0, rest, 1.0))
+    )
+    time = tau_syn * ahead * torch.where(x == 0.0, 1.0, log / torch.where(x == 0.0, 1.0, x))
+    return torch.where((rest > 0.0) & (time < math.inf), time, math.inf)
 
 
 def adjoint_flow(p, q, a, s, phi):

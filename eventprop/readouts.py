@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .autograd import differentiable_decay
+from .neuron import integral
 from .spikes import Spikes
 
 
@@ -29,14 +30,17 @@ def mean(
     """[B, N] the mean of V over [0, t_end], where a time t counts exp(-t/tau_weight).
 
     phi(u) exp(-u/tau_weight) is again a phi, up to a factor, with 1/tau_weight added to 1/tau_mem and 1/tau_syn; eq. (12)
-    integrates it.
+    integrates it. Of an arrival before 0 it integrates what is left of it at 0.
     """
     membrane, synapse = (1.0 / (1.0 / tau + 1.0 / tau_weight) for tau in (tau_mem, tau_syn))
-    left = (t_end - arrivals.time).clamp(min=0.0)
-    area = synapse * (1.0 - torch.exp(-left / synapse)) - membrane * psp(left, membrane, synapse)
+    early = arrivals.time < 0.0
+    before = torch.where(early, -arrivals.time, 0.0)
+    begin = torch.where(early, 0.0, arrivals.time.clamp(max=t_end))
+    _, i, v = differentiable_decay(before, tau_mem, tau_syn)
+    left = t_end - begin
+    area = integral(v, i * membrane / tau_mem, left, psp(left, membrane, synapse), membrane, synapse)
     window = t_end if math.isinf(tau_weight) else -tau_weight * math.expm1(-t_end / tau_weight)
-    counts = torch.exp((left - t_end) / tau_weight) * (membrane / tau_mem) / window
-    return _product(arrivals.summed(counts * area), weight)
+    return _product(arrivals.summed(torch.exp(-begin / tau_weight) / window * area), weight)
 
 
 def at_own_times(arrivals: Spikes, weight: Tensor, tau_mem: Tensor, tau_syn: Tensor, times: Tensor) -> Tensor:

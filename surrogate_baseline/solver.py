@@ -171,7 +171,8 @@ class SurrogateTimeStepped(TimeStepped):
             return exact + (smooth - smooth.detach())
 
         def integral(time: Tensor) -> Tensor:  # of the potential that a spike raises; eq. (12)
-            return integrated_psp((self.t_end - time).clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)
+            left = (self.t_end - time).clamp(min=0.0)
+            return integrated_psp(left, decay(left, neuron.tau_mem, neuron.tau_syn)[2], neuron.tau_mem, neuron.tau_syn)
 
         effect = arrivals.per_step(integral(arrivals.time.nan_to_num(posinf=self.t_end)))
         smooth = arrivals.differentiable(effect, integral(arrivals.ends())[:, None, None])

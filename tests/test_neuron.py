@@ -58,7 +58,7 @@ def test_peak_time_is_the_maximum(neuron, v, i):
     t_peak = float(peak_time(double(v), double(i), neuron.tau_mem, neuron.tau_syn))
     found = minimize_scalar(minus_v, bounds=(0, 200), method="bounded", options={"xatol": 1e-9})
     assert t_peak == pytest.approx(found.x, abs=1e-5)  # a minimiser knows the place to the square root of rounding
-    assert -minus_v(t_peak) >= -found.fun - 1e-15
+    assert -minus_v(t_peak) >= -found.fun * (1.0 - 1e-15)  # rounding of V
 
 
 def test_a_potential_that_creeps_up_to_rest_has_no_peak():
@@ -74,7 +74,8 @@ def test_minimum_weight_just_reaches_the_threshold(neuron):
 @pytest.mark.parametrize("dt", [0.0, 1e-6, 0.3, 7.0, 60.0])
 def test_integrated_psp_is_the_integral_of_phi(neuron, dt):
     expected, _ = quad(lambda x: float(decay(double(x), neuron.tau_mem, neuron.tau_syn)[2]), 0, dt, epsabs=1e-13)
-    assert float(integrated_psp(double(dt), neuron.tau_mem, neuron.tau_syn)) == pytest.approx(expected, abs=1e-12)
+    phi = decay(double(dt), neuron.tau_mem, neuron.tau_syn)[2]
+    assert float(integrated_psp(double(dt), phi, neuron.tau_mem, neuron.tau_syn)) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["tau_mem", "tau_syn", "v_th"])

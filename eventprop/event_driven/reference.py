@@ -19,7 +19,7 @@ from ..neuron import (
     arrival_time_gradient,
     decay,
     flow,
-    integrated_psp,
+    integral,
     peak_time,
     slope,
     spike_jump,
@@ -41,24 +41,25 @@ def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
     total = torch.zeros(len(time), dtype=torch.int64, device=time.device)
     for e, now, until in _stretches(time, t_end):
         i = i + _arriving(weight_t, index[:, e])  # eq. (4)
-        left = (until - now).double().expand_as(v)  # what is left of the stretch, for each neuron
+        horizon = until.double() - now.double()
+        since = torch.zeros_like(v, dtype=torch.float64)  # the begin of the stretch, for each neuron
         v, i = v.double(), i.double()
         while True:
-            dt, crossing = next_crossing(v, i, left, neuron)
+            dt, crossing = next_crossing(v, i, horizon - since, neuron)
             if not crossing.any():
                 break
             a, s, phi = decay(torch.where(crossing, dt, 0.0), neuron.tau_mem, neuron.tau_syn)
             i = s * i
             v = torch.where(crossing, 0.0, v)  # eq. (3)
-            left = torch.where(crossing, (left - dt).clamp(min=0.0), left)
+            since = torch.where(crossing, torch.minimum(since + dt, horizon), since)
             sample, n = crossing.nonzero(as_tuple=True)
-            at = torch.minimum((until.double() - left)[sample, n].to(time), until[sample, 0])
+            at = torch.minimum((now + since)[sample, n].to(time), until[sample, 0])
             # a crossing whose slope is lost to rounding still has a finite gradient
             rise = slope(i[sample, n], neuron.v_th, neuron.tau_mem).clamp(min=1e-16 * neuron.v_th / neuron.tau_mem)
             emitted.append((sample, n, at, rise.to(time), torch.full_like(n, e)))
             total += crossing.sum(1)
             check_spike_count(int(total.max()))
-        a, s, phi = decay(left, neuron.tau_mem, neuron.tau_syn)
+        a, s, phi = decay(horizon - since, neuron.tau_mem, neuron.tau_syn)
         v, i = (x.to(weight_t) for x in flow(v, i, a, s, phi))
     check_finite(bool(torch.isfinite(v).all() and torch.isfinite(i).all()))
     return sorted_tape(emitted, time)
@@ -72,18 +73,24 @@ def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
     arrival, best_slope = after.clone(), torch.zeros_like(v)
     for e, now, until in _stretches(time, t_end):
         i = i + _arriving(weight_t, index[:, e])  # eq. (4)
-        a, s, phi = decay((until - now).double(), neuron.tau_mem, neuron.tau_syn)
-        v_end, i_end = flow(v, i, a, s, phi)
-        rising = (i > v) & (i > best) & (until > now)
-        inside = rising & (i_end < v_end)
-        dt = peak_time(v, torch.where(inside, i, 1.0), neuron.tau_mem, neuron.tau_syn)
+        now, until = now.double(), until.double()
+        # what comes before 0 acts, and is not measured
+        begin, end = now.clamp(min=0.0), until.clamp(min=0.0)
+        v, i = flow(v, i, *decay((until.clamp(max=0.0) - now).clamp(min=0.0), neuron.tau_mem, neuron.tau_syn))
+        at_begin = (now < 0.0) & (until >= 0.0) & (v > best)
+        best, best_time = torch.where(at_begin, v, best), torch.where(at_begin, 0.0, best_time)
+        after = torch.where(at_begin, e, after)
+        v_end, i_end = flow(v, i, *decay(end - begin, neuron.tau_mem, neuron.tau_syn))
+        rising = (i > v) & (i > best) & (end > begin)
+        dt = peak_time(torch.where(rising, v, 0.0), torch.where(rising, i, 1.0), neuron.tau_mem, neuron.tau_syn)
+        inside = rising & (dt < end - begin)
         a, s, phi = decay(torch.where(inside, dt, 0.0), neuron.tau_mem, neuron.tau_syn)
         at_peak = inside & (flow(v, i, a, s, phi)[0] > best)
         at_end = rising & ~inside & (v_end > best)
         peak = torch.where(at_peak, flow(v, i, a, s, phi)[0], v_end)
         higher = at_peak | at_end
         best = torch.where(higher, peak, best)
-        best_time = torch.where(higher, torch.where(at_peak, now + dt, until), best_time)
+        best_time = torch.where(higher, torch.where(at_peak, begin + dt, until), best_time)
         after = torch.where(higher, e, after)
         following = torch.where(until < t_end, e + 1, -1)
         arrival = torch.where(at_end, following, torch.where(at_peak, -1, arrival))
@@ -95,15 +102,20 @@ def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
 
 def average(time: Tensor, index: Tensor, inputs: int, neuron: LIF, t_end: float) -> Tensor:
     """[B, M] time average over [0, t_end] of the potential that each of M ``inputs`` raises through a weight of 1."""
-    share = integrated_psp((t_end - time).clamp(min=0.0), neuron.tau_mem, neuron.tau_syn) / t_end
+    tau_mem, tau_syn = neuron.tau_mem, neuron.tau_syn
+    _, i, v = decay((-time).clamp(min=0.0), tau_mem, tau_syn)  # what an arrival before 0 has left at 0
+    left = t_end - time.clamp(0.0, t_end)
+    share = integral(v, i, left, decay(left, tau_mem, tau_syn)[2], tau_mem, tau_syn) / t_end
     source = index % (inputs + 1)  # padding (-1) becomes one input more
     return time.new_zeros((len(time), inputs + 1)).scatter_add(1, source, share)[:, :-1].contiguous()
 
 
 def average_adjoint(time: Tensor, index: Tensor, grad: Tensor, neuron: LIF, t_end: float) -> Tensor:
     """dL/dtime [B, K] from ``grad`` [B, M], the gradient of what ``average`` returns."""
-    _, _, phi = decay((t_end - time).clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)
-    return torch.where(index >= 0, -grad.gather(1, index.clamp(min=0)) * phi / t_end, 0.0)
+    at_begin, at_end = (
+        decay(since.clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)[2] for since in (-time, t_end - time)
+    )
+    return torch.where(index >= 0, grad.gather(1, index.clamp(min=0)) * (at_begin - at_end) / t_end, 0.0)
 
 
 def adjoint(
@@ -170,10 +182,10 @@ def next_crossing(v: Tensor, i: Tensor, left: Tensor, neuron: LIF) -> tuple[Tens
     """The first dt in [0, left] with V(dt) = v_th while rising (eq. 2), and where there is one; float64."""
     tau_mem, tau_syn, v_th = neuron.tau_mem, neuron.tau_syn, neuron.v_th
     a, s, phi = decay(left, tau_mem, tau_syn)
-    v_end, i_end = flow(v, i, a, s, phi)
+    v_end, _ = flow(v, i, a, s, phi)
     possible = (i > v_th) & (v < v_th) & (left > 0.0)
     peak = peak_time(torch.where(possible, v, 0.0), torch.where(possible, i, 1.0), tau_mem, tau_syn)
-    peaks = possible & (v_end < v_th) & (i_end < v_end) & (i * torch.exp(-peak / tau_syn) >= v_th)  # V = I at the peak
+    peaks = possible & (v_end < v_th) & (peak < left) & (i * torch.exp(-peak / tau_syn) >= v_th)  # V = I at the peak
     crossing = peaks | (possible & (v_end >= v_th))
     on_threshold = (v >= v_th) & (i > v)  # only by rounding
     v, i = torch.where(crossing, v, 0.0), torch.where(crossing, i, 2.0 * v_th)

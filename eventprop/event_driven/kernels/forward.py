@@ -20,11 +20,12 @@ from ...exponential import exp
 from ...jit import arrays, inlined, is_finite, jit, threads
 from ...neuron import LIF, decay, flow, peak_time, slope
 from ...tape import MAX_SPIKES_PER_SAMPLE, Tape, check_finite, check_spike_count
-from .common import arrivals_before, last_together
+from .common import TINY, arrivals_before, last_together
 
 NEVER = -1.0
-# Of the shorter time constant: a step on the parabola cubes the error, so after one as small only rounding is left.
-EXACT = 1e-5
+# Of the shorter time constant: a step x as small on the parabola misses V by at most I x^3/2, 1e-14 of the threshold for an I
+# as large as the threshold. For a larger I the step must be smaller.
+EXACT = 3e-5
 ROUNDING = 1 - 1e-9  # so that no crossing is lost to rounding, whose relative error is near 1e-16
 LANES = 8  # neurons that are searched at once
 TASKS = 64  # most tasks of a forward pass
@@ -95,22 +96,29 @@ def quick_crossing(v, i, v_end, horizon, tau_mem, tau_syn, v_th):
     v_now, i_now = flow(v, i, a, s, phi)
     step = time_to_threshold(v_now, i_now, tau_mem, tau_syn, v_th)
     dt = guess + step
-    sure = (v < v_th) & (v_end >= v_th) & (abs(step) <= EXACT * min(tau_mem, tau_syn)) & (dt >= 0.0) & (dt <= horizon)
+    sure = is_exact(step, i_now, tau_mem, tau_syn, v_th) & (v < v_th) & (v_end >= v_th) & (dt >= 0.0) & (dt <= horizon)
     return dt if sure else np.nan
+
+
+@inlined
+def is_exact(step, size, tau_mem, tau_syn, allowed):
+    """Whether only rounding is left after a ``step`` on the parabola, of a state of that ``size``, against ``allowed``."""
+    x = abs(step) / (EXACT * min(tau_mem, tau_syn))
+    return x * x * x * size <= allowed
 
 
 @jit
 def next_crossing(v, i, v_end, i_end, horizon, tau_mem, tau_syn, v_th):
     """The first dt in [0, horizon] with V(dt) = v_th while rising (eq. 2), or NEVER; (v_end, i_end) is the state at
-    the horizon."""
+    the horizon, which may have vanished: the peak is found from the state now."""
     if i <= v_th or v >= v_th:  # I only falls and a peak has V = I; V starts on the threshold only by rounding
         return 0.0 if i > v and v >= v_th else NEVER
     high = horizon
     if v_end < v_th:
-        if i_end >= v_end:  # still rising: no peak inside
+        if i_end >= v_th:  # still rising: no peak inside
             return NEVER
         high = peak_time(v, i, tau_mem, tau_syn)
-        if i * exp(-high / tau_syn) < v_th:  # V = I at the peak
+        if high >= horizon or i * exp(-high / tau_syn) < v_th:  # V = I at the peak
             return NEVER
 
     return follow_to_threshold(v, i, v_end, horizon, high, tau_mem, tau_syn, v_th)
@@ -127,11 +135,11 @@ def follow_to_threshold(v, i, v_end, horizon, high, tau_mem, tau_syn, v_th):
             step = first_guess(v, i, v_end, horizon, tau_mem, tau_syn, v_th)
         else:
             step = time_to_threshold(v_now, i_now, tau_mem, tau_syn, v_th)
-        if math.isnan(step):
+        if not dt + step >= low:  # NaN, or a bad guess
             following = 0.5 * (low + high)
         else:
-            following = min(max(dt + step, low), high)
-            if abs(following - dt) <= EXACT * min(tau_mem, tau_syn):
+            following = min(dt + step, high)
+            if is_exact(following - dt, abs(i_now) + abs(v_now), tau_mem, tau_syn, max(abs(v), abs(v_th))):
                 return following
         dt = following
         a, s, phi = decay(dt, tau_mem, tau_syn)
@@ -166,9 +174,11 @@ def advance(v, i, row, v_end, i_end, can_cross, a, s, phi, v_th):
     """An arrival at all neurons, their flow over the stretch after it, and which of them can cross the threshold in it.
 
     At a peak V = I, by eq. (1), so that x later V is (a(x) + phi(x)) times the peak, by eq. (6). That falls with x: a V that
-    ends the stretch below (a + phi) v_th had no peak above v_th. Few others pass; they are searched in vain.
+    ends the stretch below (a + phi) v_th had no peak above v_th. Few others pass; they are searched in vain, as are all after
+    a stretch so long that the states at its end have no digits left to compare.
     """
-    least = ROUNDING * (a + phi) * v_th
+    rest = a + phi
+    least = ROUNDING * rest * v_th if min(rest, rest * v_th) > TINY else -np.inf
     for n in range(len(v)):
         v_n, i_n = flow(v[n], i[n] + row[n], a, s, phi)
         v_end[n], i_end[n] = v_n, i_n

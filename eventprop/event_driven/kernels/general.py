@@ -2,7 +2,8 @@
 and connections back to their own layer. One neuron after the other, so slower than the kernels for plain layers.
 
 With a constant current b, eq. (1) is tau_mem dV/dt = -V + I + b: V - b follows the flow of eq. (6). In the refractory period
-after a spike V is held at 0. A recurrent spike arrives after a delay, and acts as any arrival does.
+after a spike V is held at 0. The bias begins at time 0; before, there are only arrivals. A recurrent spike arrives after a
+delay, and acts as any arrival does.
 
 Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the longest row, E events of one sample: its arrivals
 and, in a recurrent layer, its own spikes as they arrive.
@@ -24,7 +25,11 @@ from .forward import NEVER, follow_to_threshold, recorded, sort_by_time
 
 # columns of the parameters [N, 5] of the neurons
 TAU_MEM, TAU_SYN, V_TH, BIAS, REFRACTORY = range(5)
+ORIGIN = np.iinfo(np.int64).min  # the event at time 0 of a sample whose first arrival comes before
 
+# Of the longer time constant: no crossing comes later, since U is down to 1e-260 of what it was, and the sign of a smaller
+# one means nothing.
+REACH = 600.0
 TASKS = 4  # chunks of samples in the backward pass; fixed, so that sums do not depend on the number of threads
 
 
@@ -56,7 +61,7 @@ def adjoint(
     shares = [np.zeros((chunks, *x.shape)) for x in (weight_t, recurrent_t, neurons)]
     with threads():
         adjoint_batch(
-            *received, delay, *arrays(neurons.double()), *arrays(tape.time, tape.neuron, tape.slope, grad), t_end,
+            *received, delay, *arrays(neurons.double()), *arrays(tape.time, tape.neuron, tape.slope, tape.after, grad), t_end,
             grad_time, *shares,
         )  # fmt: skip
     weight, recurrent, parameters = (torch.from_numpy(x.sum(0)).to(weight_t.dtype) for x in shares)
@@ -69,14 +74,16 @@ def next_crossing(v, i, horizon, tau_mem, tau_syn, v_th, bias):
     u, threshold = v - bias, v_th - bias
     if u >= threshold:  # V starts on the threshold only by rounding
         return 0.0 if i > u else NEVER
+    horizon = min(horizon, REACH * max(tau_mem, tau_syn))
     a, s, phi = decay(horizon, tau_mem, tau_syn)
     u_end, i_end = flow(u, i, a, s, phi)
     high = horizon
     if u_end < threshold:
-        if i <= u or i <= 0.0 or i_end >= u_end:  # no maximum inside
+        # U = I > 0 at a maximum, and U stays above 0 after it; a U that ends below an I above the threshold still rises
+        if threshold <= 0.0 or i <= threshold or i_end >= threshold:
             return NEVER
         high = peak_time(u, i, tau_mem, tau_syn)
-        if i * exp(-high / tau_syn) < threshold:  # U = I at the peak
+        if high >= horizon or i * exp(-high / tau_syn) < threshold:
             return NEVER
     return follow_to_threshold(u, i, u_end, horizon, high, tau_mem, tau_syn, threshold)
 
@@ -107,18 +114,29 @@ def flow_until(v, i, release, now, until, neuron):
 
 
 @jit
+def without_bias(parameters):
+    unbiased = parameters.copy()
+    unbiased[:, BIAS] = 0.0
+    return unbiased
+
+
+@jit
 def simulate(
-    time, index, weight_t, recurrent_t, delay, neurons, out_time, out_neuron, out_slope, out_after, t_end
+    time, index, weight_t, recurrent_t, delay, parameters, out_time, out_neuron, out_slope, out_after, t_end
 ):  # fmt: skip
     """One sample, as ``forward.simulate``; a layer without ``recurrent_t`` [N, N] has an empty one, [0, N]. If the spikes do
     not fit, it returns how much room to try next: those that are missing would have acted on the others."""
-    real, capacity, width, recurrent = out_time.dtype.type, len(out_time), len(neurons), len(recurrent_t) > 0
+    real, capacity, width, recurrent = out_time.dtype.type, len(out_time), len(parameters), len(recurrent_t) > 0
+    unbiased = without_bias(parameters)
     v, i, release, first = np.zeros(width), np.zeros(width), np.full(width, -np.inf), np.empty(width)
     time = time[: arrivals_before(time, t_end)]
     now = min(0.0, np.float64(time[0])) if len(time) else 0.0
     spikes = e = delivered = 0
     while now < t_end:
+        neurons = parameters if now >= 0.0 else unbiased
         until = np.float64(time[e]) if e < len(time) else t_end
+        if now < 0.0:
+            until = min(until, 0.0)
         if recurrent and delivered < spikes:
             until = min(until, max(now, np.float64(out_time[delivered]) + delay))
         for n in range(width):
@@ -173,14 +191,15 @@ def simulate_batch(
 
 @jit
 def replay(
-    time, index, weight_t, recurrent_t, delay, neurons, out_time, out_neuron, spikes, t_end, end, source, v, i, release,
-    i_spike,
+    time, index, weight_t, recurrent_t, delay, parameters, out_time, out_neuron, out_after, spikes, t_end, end, source, v, i,
+    release, i_spike, own_stretch,
 ):  # fmt: skip
     """Walk a sample forward again, its spikes known: fill in the ``end`` [E + 1] of every stretch between events, the
-    ``source`` [E] of the event there (an arrival e, or -1 - k for the own spike k), the state ``v``, ``i``, ``release``
-    [E + 1, N] with which each stretch begins, and I at each spike. Return when the first stretch begins, and the number of
-    events."""
-    width, recurrent = len(neurons), len(recurrent_t) > 0
+    ``source`` [E] of the event there (an arrival e, -1 - k for the own spike k, or ORIGIN), the state ``v``, ``i``,
+    ``release`` [E + 1, N] with which each stretch begins, I at each spike, and the stretch of each spike. Return when the
+    first stretch begins, and the number of events."""
+    width, recurrent = len(parameters), len(recurrent_t) > 0
+    unbiased = without_bias(parameters)
     time = time[: arrivals_before(time, t_end)]
     begin = now = min(0.0, np.float64(time[0])) if len(time) else 0.0
     v[0], i[0], release[0] = 0.0, 0.0, -np.inf
@@ -188,15 +207,20 @@ def replay(
     at = np.empty(width)
     events = k = e = delivered = 0
     while True:
+        neurons = parameters if now >= 0.0 else unbiased
         until = np.float64(time[e]) if e < len(time) else t_end
         own = recurrent and delivered < spikes and max(now, np.float64(out_time[delivered]) + delay) <= until
         if own:
             until = max(now, np.float64(out_time[delivered]) + delay)
+        origin = now < 0.0 < until
+        if origin:
+            until, own = 0.0, False
         at[:] = now
-        while k < spikes and np.float64(out_time[k]) <= until:
+        # a spike may come, to rounding, at the time of the arrival that causes it
+        while k < spikes and out_after[k] < e and np.float64(out_time[k]) <= until:
             n, t = out_neuron[k], np.float64(out_time[k])
             state_i[n] *= exp(-(t - at[n]) / neurons[n, TAU_SYN])
-            i_spike[k] = state_i[n]
+            i_spike[k], own_stretch[k] = state_i[n], events
             state_v[n], at[n], held[n] = 0.0, t, t + neurons[n, REFRACTORY]
             k += 1
         for n in range(width):
@@ -208,6 +232,8 @@ def replay(
             state_i += recurrent_t[out_neuron[delivered]]
             source[events] = -1 - delivered
             delivered += 1
+        elif origin:
+            source[events] = ORIGIN
         else:
             state_i += weight_t[index[e]]
             source[events] = e
@@ -251,29 +277,31 @@ def flow_back_from_spike(p, q, i, until, at, release, neuron, grad):
 
 @jit
 def adjoint_sample(
-    time, index, weight_t, recurrent_t, delay, neurons, out_time, out_neuron, out_slope, grad, t_end,
-    grad_time, grad_weight, grad_recurrent, grad_neurons,
+    time, index, weight_t, recurrent_t, delay, parameters, out_time, out_neuron, out_slope, out_after, grad, t_end,
+    grad_time, grad_weight, grad_recurrent, grad_parameters,
 ):  # fmt: skip
     """Walk one sample backwards."""
-    width = len(neurons)
+    width = len(parameters)
+    unbiased, grad_unbiased = without_bias(parameters), np.zeros_like(grad_parameters)
     spikes = np.searchsorted(out_time, np.inf)
-    stretches = len(time) + (spikes if len(recurrent_t) else 0) + 1
+    stretches = len(time) + (spikes if len(recurrent_t) else 0) + 2
     end, source = np.empty(stretches), np.empty(stretches, np.int64)
     v, i, release = np.empty((stretches, width)), np.empty((stretches, width)), np.empty((stretches, width))
-    i_spike, by_time = np.empty(spikes), np.empty(spikes)
+    i_spike, by_time, own_stretch = np.empty(spikes), np.empty(spikes), np.empty(spikes, np.int64)
     for k in range(spikes):
         by_time[k] = grad[k]
     begin, events = replay(
-        time, index, weight_t, recurrent_t, delay, neurons, out_time, out_neuron, spikes, t_end, end, source, v, i,
-        release, i_spike,
+        time, index, weight_t, recurrent_t, delay, parameters, out_time, out_neuron, out_after, spikes, t_end, end, source,
+        v, i, release, i_spike, own_stretch,
     )  # fmt: skip
     p, q, by_release = np.zeros(width), np.zeros(width), np.zeros(width)
     until = np.empty(width)
     k = spikes - 1
     for stretch in range(events, -1, -1):
         start = end[stretch - 1] if stretch > 0 else begin
+        neurons, grad_neurons = (parameters, grad_parameters) if start >= 0.0 else (unbiased, grad_unbiased)
         until[:] = end[stretch]
-        while k >= 0 and (stretch == 0 or out_time[k] > start):
+        while k >= 0 and own_stretch[k] == stretch:
             n, t = out_neuron[k], np.float64(out_time[k])
             p[n], q[n], moved = flow_back_from_spike(
                 p[n], q[n], i_spike[k], until[n], t, t + neurons[n, REFRACTORY], neurons[n], grad_neurons[n]
@@ -296,6 +324,8 @@ def adjoint_sample(
         if stretch == 0:
             break
         event = source[stretch - 1]
+        if event == ORIGIN:
+            continue
         row = weight_t[index[event]] if event >= 0 else recurrent_t[out_neuron[-1 - event]]
         total = 0.0
         for n in range(width):
@@ -306,11 +336,12 @@ def adjoint_sample(
         else:
             by_time[-1 - event] += total
             grad_recurrent[out_neuron[-1 - event]] += q
+    grad_parameters[:, :BIAS] += grad_unbiased[:, :BIAS]
 
 
 @jit(parallel=True)
 def adjoint_batch(
-    time, index, weight_t, recurrent_t, delay, neurons, out_time, out_neuron, out_slope, grad, t_end,
+    time, index, weight_t, recurrent_t, delay, neurons, out_time, out_neuron, out_slope, out_after, grad, t_end,
     grad_time, grad_weight, grad_recurrent, grad_neurons,
 ):  # fmt: skip
     """The shares of the chunks of samples are the rows of ``grad_weight`` and of those after it."""
@@ -319,5 +350,5 @@ def adjoint_batch(
         for b in range(chunk * batch // chunks, (chunk + 1) * batch // chunks):
             adjoint_sample(
                 time[b], index[b], weight_t, recurrent_t, delay, neurons, out_time[b], out_neuron[b], out_slope[b],
-                grad[b], t_end, grad_time[b], grad_weight[chunk], grad_recurrent[chunk], grad_neurons[chunk],
+                out_after[b], grad[b], t_end, grad_time[b], grad_weight[chunk], grad_recurrent[chunk], grad_neurons[chunk],
             )  # fmt: skip

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ...jit import arrays, is_finite, jit, threads
-from ...neuron import LIF, decay, flow, integrated_psp, peak_time, slope
+from ...neuron import LIF, decay, flow, integral, peak_time, slope
 from ...tape import Maximum, check_finite
-from .common import arrivals_before, last_together
+from .common import TINY, arrivals_before, last_together
 
 
 def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Maximum:
@@ -62,16 +62,20 @@ def average_batch(time, index, received, tau_mem, tau_syn, t_end):
 @jit
 def average_psp(time, index, received, tau_mem, tau_syn, t_end):
     arrivals = arrivals_before(time, t_end)
-    psp = np.empty(arrivals)
+    area = np.empty(arrivals)
     for e in range(arrivals):  # apart from the sums below, so that it is vectorized
-        psp[e] = integrated_psp(t_end - np.float64(time[e]), tau_mem, tau_syn) / t_end
+        t = np.float64(time[e])
+        _, i, v = decay(max(-t, 0.0), tau_mem, tau_syn)  # what an arrival before 0 has left at 0
+        left = t_end - max(t, 0.0)
+        area[e] = integral(v, i, left, decay(left, tau_mem, tau_syn)[2], tau_mem, tau_syn) / t_end
     for e in range(arrivals):
-        received[index[e]] += psp[e]
+        received[index[e]] += area[e]
 
 
 @jit(parallel=True)
 def average_adjoint_batch(time, index, grad, grad_time, tau_mem, tau_syn, t_end):
-    """dL/dtime [B, K] from ``grad`` [B, M] = dL/dreceived: the derivative of eq. (12) is phi."""
+    """dL/dtime [B, K] from ``grad`` [B, M] = dL/dreceived: the derivative of an integral of V moved by dt is the difference of
+    V at its ends, phi and, for an arrival before 0, phi again."""
     for b in numba.prange(len(time)):
         average_psp_adjoint(time[b], index[b], grad[b], grad_time[b], tau_mem, tau_syn, t_end)
 
@@ -80,14 +84,16 @@ def average_adjoint_batch(time, index, grad, grad_time, tau_mem, tau_syn, t_end)
 def average_psp_adjoint(time, index, grad, grad_time, tau_mem, tau_syn, t_end):
     arrivals = arrivals_before(time, t_end)
     for e in range(arrivals):
-        grad_time[e] = -decay(t_end - np.float64(time[e]), tau_mem, tau_syn)[2] / t_end
+        t = np.float64(time[e])
+        at_begin, at_end = decay(max(-t, 0.0), tau_mem, tau_syn)[2], decay(t_end - t, tau_mem, tau_syn)[2]
+        grad_time[e] = (at_begin - at_end) / t_end
     for e in range(arrivals):
         grad_time[e] *= grad[index[e]]
 
 
 @jit
 def find_maximum(time, index, weight_t, best, best_time, best_after, best_arrival, best_slope, tau_mem, tau_syn, t_end):
-    """One sample: the maximum of each potential without threshold; see ``Maximum``. True if all is finite."""
+    """One sample: the maximum of each potential without threshold in [0, t_end]; see ``Maximum``. True if all is finite."""
     width = weight_t.shape[1]
     v, i = np.zeros(width), np.zeros(width)
     time = time[: arrivals_before(time, t_end)]
@@ -95,16 +101,27 @@ def find_maximum(time, index, weight_t, best, best_time, best_after, best_arriva
     while e < len(time):
         now = np.float64(time[e])
         e = last_together(i, time, index, weight_t, e)
-        row = weight_t[index[e]]
+        i += weight_t[index[e]]
         e += 1
         until = np.float64(time[e]) if e < len(time) else t_end
-        a, s, phi = decay(until - now, tau_mem, tau_syn)
+        if now < 0.0:  # what comes before 0 acts, and is not measured
+            a, s, phi = decay(min(until, 0.0) - now, tau_mem, tau_syn)
+            for n in range(width):
+                v[n], i[n] = flow(v[n], i[n], a, s, phi)
+                if until >= 0.0 and v[n] > best[n]:
+                    best[n], best_time[n], best_after[n] = v[n], 0.0, e - 1
+            now = 0.0
+        if until < now:
+            continue
+        horizon = until - now
+        a, s, phi = decay(horizon, tau_mem, tau_syn)
+        vanished = a + phi < TINY
         for n in range(width):
-            i_n = i[n] + row[n]
+            i_n = i[n]
             v_end, i_end = flow(v[n], i_n, a, s, phi)
             if i_n > v[n] and i_n > best[n]:
-                if i_end < v_end:  # the peak lies inside
-                    dt = peak_time(v[n], i_n, tau_mem, tau_syn)
+                dt = peak_time(v[n], i_n, tau_mem, tau_syn) if i_end < v_end or vanished else np.inf
+                if dt < horizon:
                     a_n, s_n, phi_n = decay(dt, tau_mem, tau_syn)
                     peak = flow(v[n], i_n, a_n, s_n, phi_n)[0]
                     if peak > best[n]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from .checks import choice, finite, positive
+from .checks import bounds, choice, finite, positive
 from .learnable import LearnableLIF
 from .neuron import LIF
 from .spikes import Spikes, traced
@@ -26,7 +26,10 @@ class Solver(ABC):
     """Computes the spikes of a layer and their gradient; ``EventDriven`` or ``TimeStepped``.
 
     Attributes:
-        t_end: end of the simulated window in ms; spikes arriving later have no effect.
+        t_end: end of the window [0, t_end] in ms. A layer is at rest before its first arrival, also one before 0: what
+            arrives before 0 acts, and the layer emits spikes from its first arrival to ``t_end``. What is measured is
+            measured over [0, t_end]: readouts, ``silent_margin``, ``smooth_count``, and the losses on them. Spikes arriving
+            after ``t_end`` have no effect. ``TimeStepped`` begins at 0, and refuses earlier arrivals.
         grazing: what the backward pass does where a spike crosses the threshold with a slope dV/dt below ``min_slope``,
             since eq. (9) divides by the slope. "raw": nothing, the gradient is exact; "clamp": the slope counts as
             ``min_slope``; "saturate": every slope counts as sqrt(slope^2 + min_slope^2), which changes smoothly from one
@@ -36,6 +39,7 @@ class Solver(ABC):
         exact: the event-driven solver of the same window, for what needs no grid.
     """
 
+    begin: ClassVar[float] = -math.inf  # in ms; of what a layer may receive
     t_end: float
     grazing: str
     min_slope: float
@@ -71,9 +75,10 @@ class Solver(ABC):
         """
         check_weight(arrivals, weight)
         inputs = weight.shape[1]
+        begin = min(0.0, float(arrivals.time.min())) if arrivals.time.numel() else 0.0
         both = torch.cat([arrivals.scaled(weight), recurrent_weight], dim=1)
         time, index, before = arrivals.time, arrivals.index.long(), None
-        for _ in range(2 + math.ceil(self.t_end / delay)):
+        for _ in range(2 + math.ceil((self.t_end - begin) / delay)):
             order = time.argsort(dim=1, stable=True)
             fed = Spikes._trusted(time.gather(1, order), index.gather(1, order), (both.shape[1],))
             emitted = self.spikes(fed, both, neuron)
@@ -96,8 +101,16 @@ class Solver(ABC):
     def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
         """[B, N] potential of neurons without threshold: its maximum over time, or its time average over [0, t_end]."""
 
+    def check_begin(self, arrivals: Spikes) -> None:
+        """Raise if spikes come before the solver begins."""
+        if self.begin > -math.inf and bounds(arrivals.time)[0] < self.begin:
+            raise ValueError(
+                f"spikes must not come before time {self.begin:g}, got {float(arrivals.time.min())}; shift all times, or use "
+                f"EventDriven"
+            )
+
     def backend_for(self, device: torch.device) -> str:
-        """ "numba" or "torch": what computes for tensors on ``device``."""
+        """Which of the two, "numba" or "torch", computes for tensors on ``device``."""
         if self.backend == "numba" and device.type != "cpu":
             raise ValueError(f"backend 'numba' needs CPU tensors, got {device}; use backend='auto'")
         return "numba" if self.backend != "torch" and device.type == "cpu" else "torch"

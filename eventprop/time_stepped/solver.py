@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..learnable import LearnableLIF, parameters_of
 from ..neuron import LIF, flow
 from ..observe import observe
 from ..solver import READOUTS, Solver, check_arrivals, check_weight, delayed_times
-from ..spikes import Spikes, traced, whole_steps
+from ..spikes import Spikes, whole_steps
 from ..tape import check_finite
 from ..window import Window
 from .functions import drive_of, effects, spikes_of, spikes_of_individuals
@@ -47,6 +48,7 @@ class TimeStepped(Solver):
         TypeError, ValueError: if an argument is not as described; the message names it.
     """
 
+    begin: ClassVar[float] = 0.0
     t_end: float
     dt: float
     scheme: str = "exponential"
@@ -90,7 +92,7 @@ class TimeStepped(Solver):
                 f"scheme must be 'exponential' for LearnableLIF and for delays of synapses, got {self.scheme!r}; EventDriven "
                 f"solves these too"
             )
-        _check_begin(arrivals)
+        self.check_begin(arrivals)
         received = time, arrivals.index.long(), arrivals.scaled(weight)
         tape = spikes_of_individuals(*received, parameters_of(neuron, weight), self)
         observe(tape.neuron, tape.after)
@@ -123,6 +125,7 @@ class TimeStepped(Solver):
     def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
         check_weight(arrivals, weight)
         choice("reduce", reduce, READOUTS)
+        self.check_begin(arrivals)
         if self.scheme == "exponential":  # given the spike times, the readout needs no grid
             return self.exact.readout(arrivals, weight, neuron, reduce)
         potential = self.free_potential(arrivals, weight, neuron)
@@ -144,7 +147,7 @@ class TimeStepped(Solver):
     def _drive(self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
         """The steps [A] with arrivals, and what their effects are behind the synapses, [2, A, B, *shape of the layer]."""
         check_arrivals(arrivals)
-        _check_begin(arrivals)
+        self.check_begin(arrivals)
         steps, values = self._effects(arrivals, neuron)
         shape = arrivals._shape if isinstance(arrivals, GridSpikes) else (arrivals.num_neurons,)
         with torch.autocast(arrivals.device.type, enabled=False):
@@ -153,7 +156,7 @@ class TimeStepped(Solver):
 
     def _drive_through(self, weight: Tensor, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
         """The same behind ``weight`` [N, M]; on the CPU from arrival to arrival, without what arrives in each step."""
-        _check_begin(arrivals)
+        self.check_begin(arrivals)
         return drive_of(arrivals, weight, neuron, self)
 
     def _effects(self, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
@@ -164,8 +167,3 @@ class TimeStepped(Solver):
         """The last arguments of the operators, for tensors where ``values`` are."""
         check_step(self.dt, min(neuron.tau_mem, neuron.tau_syn), self.scheme)
         return [*neuron.numbers, self.t_end, self.dt], self.scheme, self.backend_for(values.device)
-
-
-def _check_begin(arrivals: Spikes) -> None:
-    if not traced(arrivals.time) and arrivals.time.numel() and arrivals.time[:, 0].min() < 0:
-        raise ValueError(f"spikes must not come before time 0, got {float(arrivals.time[:, 0].min())}")

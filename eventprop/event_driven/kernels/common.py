@@ -49,6 +49,7 @@ def transposed_sum(first, second):
                     result[column, top + k] = first[top + k, column]
     return result
 
+
 TINY = 1e-200  # coefficients of eq. (5) below: their products with potentials may lose digits, and then vanish
 
 

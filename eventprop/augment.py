@@ -10,7 +10,7 @@ import math
 import torch
 from torch import nn
 
-from .checks import positive, whole
+from .checks import fraction, positive, whole
 from .spikes import Spikes
 from .time_stepped import GridSpikes
 
@@ -39,9 +39,7 @@ class SpikeDropout(_Augmentation):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"p must lie in [0, 1), got {p}")
-        self.p = p
+        self.p = fraction("p", p)
 
     def changed(self, spikes: Spikes) -> Spikes:
         dropped = torch.rand(spikes.time.shape, device=spikes.device) < self.p

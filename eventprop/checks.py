@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
@@ -16,22 +17,52 @@ from .tensorlike import traced
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
-def positive(name: str, value: object) -> float:
-    """Return ``value`` as a float if it is a positive finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a positive number, got {value!r} of type {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+def real(name: str, value: object, kind: str = "real") -> float:
+    """Return ``value`` as a float if it is a real number, of Python or of NumPy."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a {kind} number, got {value!r} of type {type(value).__name__}")
     return float(value)
 
 
+def finite(name: str, value: object) -> float:
+    """Return ``value`` as a float if it is a finite number."""
+    number = real(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return number
+
+
+def positive(name: str, value: object) -> float:
+    """Return ``value`` as a float if it is a positive finite number."""
+    number = real(name, value, "positive")
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return number
+
+
+def not_negative(name: str, value: object) -> float:
+    """Return ``value`` as a float if it is a finite number of at least 0."""
+    number = real(name, value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+    return number
+
+
+def fraction(name: str, value: object) -> float:
+    """Return ``value`` as a float if it lies in [0, 1)."""
+    number = real(name, value)
+    if not 0 <= number < 1:
+        raise ValueError(f"{name} must lie in [0, 1), got {value}")
+    return number
+
+
 def whole(name: str, value: object, minimum: int = 0) -> int:
-    """Return ``value`` if it is an int of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Return ``value`` as an int if it is a whole number, of Python or of NumPy, of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {value}")
-    return value
+    return int(value)
 
 
 def choice(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -55,7 +86,7 @@ def is_finite(tensor: Tensor) -> bool:
     return -math.inf < low and high < math.inf
 
 
-def finite(name: str, tensor: Tensor, low: float = -math.inf, high: float = math.inf) -> None:
+def finite_entries(name: str, tensor: Tensor, low: float = -math.inf, high: float = math.inf) -> None:
     """Raise if an entry of a parameter or a buffer is not finite or not in [low, high], where entries can be looked at."""
     lowest, highest = bounds(tensor)
     if low <= lowest and highest <= high and -math.inf < lowest and highest < math.inf:
@@ -71,7 +102,9 @@ def finite(name: str, tensor: Tensor, low: float = -math.inf, high: float = math
 def finite_exponential(name: str, logarithm: Tensor) -> None:
     """Raise unless all entries of a parameter are logarithms of positive finite numbers of its dtype."""
     info = torch.finfo(logarithm.dtype)
-    finite(name, logarithm, math.log(info.tiny), math.log(info.max / 2))  # half: exp of the logarithm is rounded
+    finite_entries(
+        name, logarithm, math.log(info.tiny), math.log(info.max / 2)
+    )  # half: exp of the logarithm is rounded
 
 
 def names_parameters(forward: Forward) -> Forward:
@@ -88,7 +121,7 @@ def names_parameters(forward: Forward) -> Forward:
         except ValueError:
             for name, tensor in itertools.chain(self.named_parameters(), self.named_buffers()):
                 if tensor.is_floating_point():
-                    finite(f"{type(self).__name__}.{name}", tensor)
+                    finite_entries(f"{type(self).__name__}.{name}", tensor)
             raise
 
     return named  # type: ignore[return-value]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import finite, names_parameters, positive, whole
+from .checks import finite_entries, names_parameters, positive, whole
 from .layers import SpikingLinear
 from .spikes import Spikes
 from .time_stepped import GridSpikes
@@ -70,7 +70,7 @@ class Delay(nn.Module):
     def forward(self, spikes: Spikes) -> Spikes:
         if spikes.num_neurons != self.num_neurons:
             raise ValueError(f"the input has num_neurons={spikes.num_neurons} but there are {self.num_neurons} delays")
-        finite("Delay.raw_delay", self.raw_delay)
+        finite_entries("Delay.raw_delay", self.raw_delay)
         delay = torch.cat([self.delay, self.raw_delay.new_zeros(1)])  # the last for padding, whose index is -1
         time, index = spikes.time + delay[spikes.index.long()], spikes.index
         if isinstance(spikes, GridSpikes):
@@ -116,5 +116,5 @@ class DelayedSpikingLinear(SpikingLinear):
 
     @names_parameters
     def forward(self, spikes: Spikes) -> Spikes:
-        finite("DelayedSpikingLinear.raw_delay", self.raw_delay)
+        finite_entries("DelayedSpikingLinear.raw_delay", self.raw_delay)
         return self.solver.delayed_spikes(spikes, self.weight, self.neuron, self.delay)

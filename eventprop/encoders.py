@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import positive
+from .checks import fraction, positive, real
 from .spikes import FLOATS, Spikes, traced
 
 
@@ -24,8 +24,8 @@ def latency_encode(images: Tensor, t_min: float = 0.0, t_max: float = 20.0, thre
         threshold: pixels up to this value stay silent; in [0, 1).
     """
     values = unit_values(images)
-    _check_order("t_min", t_min, "t_max", t_max)
-    check_threshold(threshold)
+    t_min, t_max = _ordered("t_min", t_min, "t_max", t_max)
+    threshold = fraction("threshold", threshold)
     time = t_min + (1.0 - values) * (t_max - t_min)
     return Spikes.from_times(torch.where(values > threshold, time, math.inf)).reshape(*images.shape[1:])
 
@@ -39,8 +39,8 @@ def binary_latency_encode(images: Tensor, t_on: float = 10.0, t_off: float = 20.
         threshold: in [0, 1).
     """
     values = unit_values(images)
-    _check_order("t_on", t_on, "t_off", t_off)
-    check_threshold(threshold)
+    t_on, t_off = _ordered("t_on", t_on, "t_off", t_off)
+    threshold = fraction("threshold", threshold)
     times = torch.where(values > threshold, t_on, t_off).to(values.dtype)
     return Spikes.from_times(times).reshape(*images.shape[1:])
 
@@ -63,14 +63,11 @@ def unit_values(images: object) -> Tensor:
     return images.flatten(1)
 
 
-def _check_order(first: str, t_first: float, last: str, t_last: float) -> None:
-    if not (math.isfinite(t_first) and math.isfinite(t_last) and t_first < t_last):
+def _ordered(first: str, t_first: float, last: str, t_last: float) -> tuple[float, float]:
+    t_first, t_last = real(first, t_first), real(last, t_last)
+    if not -math.inf < t_first < t_last < math.inf:
         raise ValueError(f"{first} must be finite and less than {last}, got {first}={t_first} and {last}={t_last}")
-
-
-def check_threshold(threshold: float) -> None:
-    if not 0 <= threshold < 1:
-        raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
+    return t_first, t_last
 
 
 def sequence_encode(rows: Tensor, t_width: float = 10.0, t_step: float = 20.0) -> Spikes:
@@ -86,7 +83,8 @@ def sequence_encode(rows: Tensor, t_width: float = 10.0, t_step: float = 20.0) -
     values = unit_values(rows)
     if rows.dim() != 3:
         raise ValueError(f"rows must have shape [B, rows, N], got {list(rows.shape)}")
-    if positive("t_step", t_step) < positive("t_width", t_width):
+    t_step, t_width = positive("t_step", t_step), positive("t_width", t_width)
+    if t_step < t_width:
         raise ValueError(f"t_step must be at least t_width={t_width}, got {t_step}")
     begin = t_step * torch.arange(rows.shape[1], dtype=values.dtype, device=values.device)
     return Spikes.from_times((begin[:, None] + (1.0 - values.reshape(rows.shape)) * t_width).transpose(1, 2))

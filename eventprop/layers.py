@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import readouts
-from .checks import choice, finite_exponential, is_finite, names_parameters, positive, whole
+from .checks import choice, finite, finite_exponential, is_finite, names_parameters, not_negative, positive, whole
 from .event_driven import EventDriven
 from .learnable import LearnableLIF
 from .neuron import LIF
@@ -122,12 +122,9 @@ class SpikingRecurrent(SpikingLinear):
     def __init__(
         self, in_features: int, out_features: int, *, delay: float = 1.0, recurrent_std: float = 0.5, **synapses
     ) -> None:
-        if not 0 <= delay < math.inf:
-            raise ValueError(f"delay must be >= 0 and finite, got {delay}")
+        delay, recurrent_std = not_negative("delay", delay), not_negative("recurrent_std", recurrent_std)
         super().__init__(in_features, out_features, **synapses)
-        if not 0 <= recurrent_std < math.inf:
-            raise ValueError(f"recurrent_std must be >= 0 and finite, got {recurrent_std}")
-        self.delay, self.recurrent_std = float(delay), recurrent_std
+        self.delay, self.recurrent_std = delay, recurrent_std
         self.recurrent_weight = nn.Parameter(self.weight.new_empty(out_features, out_features))
         self._draw_recurrent()
 
@@ -160,9 +157,7 @@ class BiasSpike(nn.Module):
 
     def __init__(self, time: float = 0.0) -> None:
         super().__init__()
-        if not math.isfinite(time):
-            raise ValueError(f"time must be finite, got {time}")
-        self.time = float(time)
+        self.time = finite("time", time)
 
     def forward(self, spikes: Spikes) -> Spikes:
         if isinstance(spikes, GridSpikes) and not 0 <= self.time <= spikes.t_end:
@@ -365,6 +360,7 @@ class LeakyReadout(_Synapses):
         if self.reduce in READOUTS and not self.learn_tau:
             return solver.readout(spikes, self.weight, neuron, self.reduce)
         check_weight(spikes, self.weight)
+        solver.check_begin(spikes)
         weight = spikes.scaled(self.weight)
         if self.learn_tau:
             for name in ("log_tau_mem", "log_tau_syn"):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .checks import choice, finite, finite_exponential, whole
+from .checks import choice, finite, finite_entries, finite_exponential, not_negative, whole
 from .neuron import LIF
 
 LEARNABLE = ("tau_mem", "tau_syn", "v_th", "bias")
@@ -23,7 +23,7 @@ class LearnableLIF(nn.Module):
     Args:
         num_neurons: N, of the layer that they are for.
         neuron: time constants and threshold at the begin, ``LIF()`` by default.
-        bias: a constant current b: tau_mem dV/dt = -V + I + b. A layer with one is at V = 0 at time 0.
+        bias: a constant current b: tau_mem dV/dt = -V + I + b. It begins at time 0.
         refractory: how long V is held at 0 after a spike, in ms, >= 0.
         learn: which of "tau_mem", "tau_syn", "v_th", "bias" to learn.
         shared: learn one number for the layer instead of one for each neuron.
@@ -67,21 +67,18 @@ class LearnableLIF(nn.Module):
         self.initial = LIF() if neuron is None else neuron
         if not isinstance(self.initial, LIF):
             raise TypeError(f"neuron must be an eventprop.LIF, got {type(neuron).__name__}")
-        if not math.isfinite(bias):
-            raise ValueError(f"bias must be finite, got {bias}")
-        if not 0 <= refractory < math.inf:
-            raise ValueError(f"refractory must be >= 0 and finite, got {refractory}")
+        bias, self.refractory = finite("bias", bias), not_negative("refractory", refractory)
         for name in learn:
             choice("learn", name, LEARNABLE)
-        self.learn, self.shared, self.refractory = tuple(learn), shared, float(refractory)
+        self.learn, self.shared = tuple(learn), shared
         self._initial_values = {
             "log_tau_mem": math.log(self.initial.tau_mem),
             "log_tau_syn": math.log(self.initial.tau_syn),
             "log_v_th": math.log(self.initial.v_th),
-            "bias": float(bias),
+            "bias": bias,
         }
         for name in self._initial_values:
-            tensor = torch.empty(() if shared else (num_neurons,), device=device, dtype=dtype)
+            tensor = torch.empty(() if shared else (self.num_neurons,), device=device, dtype=dtype)
             if name.removeprefix("log_") in learn:
                 self.register_parameter(name, nn.Parameter(tensor))
             else:
@@ -117,6 +114,6 @@ def parameters_of(neuron: LIF | LearnableLIF, weight: Tensor) -> Tensor:
     if isinstance(neuron, LearnableLIF):
         for name in ("log_tau_mem", "log_tau_syn", "log_v_th"):
             finite_exponential(f"LearnableLIF.{name}", getattr(neuron, name))
-        finite("LearnableLIF.bias", neuron.bias)
+        finite_entries("LearnableLIF.bias", neuron.bias)
         return neuron.table()
     return weight.new_tensor([neuron.tau_mem, neuron.tau_syn, neuron.v_th, 0.0, 0.0]).expand(len(weight), 5)

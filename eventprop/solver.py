@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .checks import bounds, choice, finite, positive
+from .checks import bounds, choice, finite_entries, positive
 from .learnable import LearnableLIF
 from .neuron import LIF
 from .spikes import Spikes, traced
@@ -138,7 +138,7 @@ def effective_slope(slope: Tensor, grazing: str, min_slope: float) -> Tensor:
 
 def delayed_times(arrivals: Spikes, delay: Tensor) -> Tensor:
     """[B, K, N] when each of the arrivals comes to each neuron, through synapses with ``delay`` [N, M]; +inf for padding."""
-    finite("delay", delay)
+    finite_entries("delay", delay)
     return arrivals.time[:, :, None] + delay.t()[arrivals.index.long().clamp(min=0)]
 
 

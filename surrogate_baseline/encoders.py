@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from eventprop import latency_encode
-from eventprop.checks import whole
-from eventprop.encoders import check_threshold, unit_values
+from eventprop.checks import fraction, whole
+from eventprop.encoders import unit_values
 from eventprop.training.data import BatchEncoder
 
 
@@ -53,7 +53,7 @@ class Latency(_Steps):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_threshold(self.threshold)
+        fraction("threshold", self.threshold)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return latency_encode(images, 0.0, float(self.steps), self.threshold).to_raster(1.0, float(self.steps))

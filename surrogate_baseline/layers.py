@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eventprop.checks import finite
+from eventprop.checks import finite_entries
 
 # where gathering rows beats a dense product on two CPU cores: share of entries that are not zero, and number of outputs
 SPARSE, WIDE = 0.1, 64
@@ -77,7 +77,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for name, parameter in self.named_parameters():
-            finite(f"Linear.{name}", parameter)
+            finite_entries(f"Linear.{name}", parameter)
         if x.stride(0) == 0:  # the same in all steps
             y = F.linear(x[0], self.weight, self.bias)
             return y.expand(len(x), *y.shape)

@@ -81,8 +81,8 @@ class GridSpikes(Spikes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("dt", self.dt)
-        positive("t_end", self.t_end)
+        for name in ("dt", "t_end"):
+            object.__setattr__(self, name, positive(name, getattr(self, name)))
         whole_steps(self.t_end, self.dt)
         check_window(self, self.t_end)
 

@@ -75,7 +75,7 @@ class Solver(ABC):
         """
         check_weight(arrivals, weight)
         inputs = weight.shape[1]
-        begin = min(0.0, float(arrivals.time.min())) if arrivals.time.numel() else 0.0
+        begin = min(0.0, first_time(arrivals))
         both = torch.cat([arrivals.scaled(weight), recurrent_weight], dim=1)
         time, index, before = arrivals.time, arrivals.index.long(), None
         for _ in range(2 + math.ceil((self.t_end - begin) / delay)):
@@ -105,7 +105,7 @@ class Solver(ABC):
         """Raise if spikes come before the solver begins."""
         if self.begin > -math.inf and bounds(arrivals.time)[0] < self.begin:
             raise ValueError(
-                f"spikes must not come before time {self.begin:g}, got {float(arrivals.time.min())}; shift all times, or use "
+                f"spikes must not come before time {self.begin:g}, got {bounds(arrivals.time)[0]}; shift all times, or use "
                 f"EventDriven"
             )
 

@@ -39,7 +39,7 @@ def mean(
     _, i, v = differentiable_decay(before, tau_mem, tau_syn)
     left = t_end - begin
     area = integral(v, i * membrane / tau_mem, left, psp(left, membrane, synapse), membrane, synapse)
-    window = t_end if math.isinf(tau_weight) else -tau_weight * math.expm1(-t_end / tau_weight)
+    window = t_end if tau_weight == math.inf else -tau_weight * math.expm1(-t_end / tau_weight)
     return _product(arrivals.summed(torch.exp(-begin / tau_weight) / window * area), weight)
 
 

@@ -75,7 +75,11 @@ class Solver(ABC):
         """
         check_weight(arrivals, weight)
         inputs = weight.shape[1]
-        begin = min(0.0, first_time(arrivals))
+        if traced(arrivals.time) and self.begin < 0.0:  # the first arrival, and so the number of passes, is not known
+            raise ValueError(
+                "backend must be 'auto' or 'numba' for a recurrent layer within torch.compile or torch.func"
+            )
+        begin = min(0.0, bounds(arrivals.time)[0])
         both = torch.cat([arrivals.scaled(weight), recurrent_weight], dim=1)
         time, index, before = arrivals.time, arrivals.index.long(), None
         for _ in range(2 + math.ceil((self.t_end - begin) / delay)):

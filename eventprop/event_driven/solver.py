@@ -137,9 +137,8 @@ class EventDriven(Solver):
         with torch.no_grad():
             found = Maximum(*operators.maximum_by_tau(time, index, weight, tau, self.t_end, backend))
         observe(found.after, found.arrival)
-        if not time.shape[1]:
-            return found.time
-        return torch.where(found.arrival >= 0, time.gather(1, found.arrival.clamp(min=0)), found.time)
+        arriving = torch.cat([time, time.new_zeros(time.shape[0], 1)], dim=1)  # -1, for no arrival, is one arrival more
+        return torch.where(found.arrival >= 0, arriving.gather(1, found.arrival % arriving.shape[1]), found.time)
 
     def _constants(self, neuron: LIF, time: Tensor) -> tuple[list[float], float, str]:
         """The last arguments of the operators."""
@@ -239,9 +238,11 @@ class _MaximumVoltage(FirstOrder):
             after=maximum.after.gather(1, order),
         )
         grad_time, *rest = _backward(ctx, time, index, weight, tape, grad.gather(1, order), 0.0)
-        if grad_time is not None and grad_time.shape[1]:
-            moved = torch.where(maximum.arrival >= 0, grad * maximum.slope, 0.0)
-            grad_time = grad_time.scatter_add(1, maximum.arrival.clamp(min=0), moved)
+        if grad_time is not None:
+            # -1, for no arrival, becomes one arrival more
+            moved = grad.new_zeros(grad.shape[0], time.shape[1] + 1)
+            moved = moved.scatter_add(1, maximum.arrival % moved.shape[1], grad * maximum.slope)
+            grad_time = grad_time + moved[:, :-1]
         return grad_time, *rest
 
 

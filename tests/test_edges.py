@@ -62,6 +62,7 @@ class Case:
 
 def draw(seed: int, dtype: torch.dtype, kind: str | None = None) -> Case:
     rng = random.Random(seed)
+    torch.manual_seed(seed)  # of the delays of ``DelayedSpikingLinear``
 
     def log_uniform(low: float, high: float) -> float:
         return 10.0 ** rng.uniform(low, high)

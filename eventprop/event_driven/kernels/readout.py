@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...jit import arrays, is_finite, jit, threads
-from ...neuron import LIF, decay, flow, integral, peak_time, slope
+from ...neuron import LIF, decay, flow, integral, integrated_psp, peak_time, slope
 from ...tape import Maximum, check_finite
 from .common import TINY, arrivals_before, last_together
 
@@ -61,13 +61,14 @@ def average_batch(time, index, received, tau_mem, tau_syn, t_end):
 
 @jit
 def average_psp(time, index, received, tau_mem, tau_syn, t_end):
-    arrivals = arrivals_before(time, t_end)
+    early, arrivals = arrivals_before(time, 0.0), arrivals_before(time, t_end)
     area = np.empty(arrivals)
-    for e in range(arrivals):  # apart from the sums below, so that it is vectorized
-        t = np.float64(time[e])
-        _, i, v = decay(max(-t, 0.0), tau_mem, tau_syn)  # what an arrival before 0 has left at 0
-        left = t_end - max(t, 0.0)
-        area[e] = integral(v, i, left, decay(left, tau_mem, tau_syn)[2], tau_mem, tau_syn) / t_end
+    for e in range(early):
+        _, i, v = decay(-np.float64(time[e]), tau_mem, tau_syn)  # what an arrival before 0 has left at 0
+        area[e] = integral(v, i, t_end, decay(t_end, tau_mem, tau_syn)[2], tau_mem, tau_syn) / t_end
+    for e in range(early, arrivals):  # apart from the sums below, so that it is vectorized
+        left = t_end - np.float64(time[e])
+        area[e] = integrated_psp(left, decay(left, tau_mem, tau_syn)[2], tau_mem, tau_syn) / t_end
     for e in range(arrivals):
         received[index[e]] += area[e]
 
@@ -82,11 +83,11 @@ def average_adjoint_batch(time, index, grad, grad_time, tau_mem, tau_syn, t_end)
 
 @jit
 def average_psp_adjoint(time, index, grad, grad_time, tau_mem, tau_syn, t_end):
-    arrivals = arrivals_before(time, t_end)
+    early, arrivals = arrivals_before(time, 0.0), arrivals_before(time, t_end)
     for e in range(arrivals):
-        t = np.float64(time[e])
-        at_begin, at_end = decay(max(-t, 0.0), tau_mem, tau_syn)[2], decay(t_end - t, tau_mem, tau_syn)[2]
-        grad_time[e] = (at_begin - at_end) / t_end
+        grad_time[e] = -decay(t_end - np.float64(time[e]), tau_mem, tau_syn)[2] / t_end
+    for e in range(early):
+        grad_time[e] += decay(-np.float64(time[e]), tau_mem, tau_syn)[2] / t_end
     for e in range(arrivals):
         grad_time[e] *= grad[index[e]]
 

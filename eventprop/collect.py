@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from .command_line import command
 from .config import ConfigError
 from .training.run_log import MAY_CHANGE, flat
 
@@ -81,7 +82,7 @@ def _config(run: Path) -> dict[str, Any]:
         return {}
     try:
         values = flat(OmegaConf.load(path))
-    except (OmegaConfBaseException, YAMLError, TypeError, AttributeError) as error:
+    except (OmegaConfBaseException, YAMLError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no configuration of a run: {error}; remove it") from error
     # 5 and 5.0 are one setting
     return {key: float(v) if isinstance(v, int) and not isinstance(v, bool) else v for key, v in values.items()}
@@ -132,15 +133,15 @@ def main(arguments: Sequence[str]) -> None:
         )
     directory = Path(arguments[0])
     rows, unfinished = collect(directory)
-    with open(directory / "collected.csv", "w", newline="") as file:
+    with open(directory / "collected.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    (directory / "collected.md").write_text(markdown(rows))
+    (directory / "collected.md").write_text(markdown(rows), encoding="utf-8")
     print(markdown(rows), end="")
     for path in unfinished:
         print(f"not finished: {path}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command(lambda: main(sys.argv[1:]), __doc__)

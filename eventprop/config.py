@@ -11,10 +11,12 @@ import functools
 import inspect
 import itertools
 import math
+import re
 import time
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +76,10 @@ class Training:
         positive("bump", self.bump)
         choice("dtype", self.dtype, ("float32", "float64"))
         try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device {self.device!r} cannot be used here: {error}") from error
+            torch.zeros(1, device=self.device).cpu()
+        except (RuntimeError, AssertionError, ImportError) as error:
+            reason = re.split(r"\. |\n", str(error))[0]
+            raise ValueError(f"device {self.device!r} cannot be used here: {reason}") from error
         if self.mixed_precision and self.dtype != "float32":
             raise ValueError(f"mixed_precision needs dtype=float32, got {self.dtype}")
         self.checkpoint_timer()
@@ -210,7 +213,7 @@ def _build(group: str, node: object, choices: dict[str, Callable[..., Any]]) -> 
     if not isinstance(node, dict) or "name" not in node:
         raise ConfigError(f"{group} must be a group with a name, such as {group}={next(iter(choices))}; got {node!r}")
     name = node["name"]
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise ConfigError(
             f"{group}.name must be one of {', '.join(choices)}, got {name!r}; choose one, such as {group}={next(iter(choices))}"
         )
@@ -222,10 +225,21 @@ def _build(group: str, node: object, choices: dict[str, Callable[..., Any]]) -> 
         _check_type(f"{group}.{key}", values[key], kind)
     if not inspect.isclass(target):
         return functools.partial(target, **values)
-    try:
+    with mistakes_in(group):
         return target(**values)
+
+
+@contextmanager
+def mistakes_in(group: str = "") -> Iterator[None]:
+    """Within, ValueError and TypeError are mistakes in the configuration: they name an argument of what the ``group`` names,
+    or of a layer, a solver or a loss."""
+    try:
+        yield
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{group}.{error}") from error
+        if type(error) not in (ValueError, TypeError):  # such as a DataError, which says all
+            raise
+        prefix = f"{group}." if group else ""
+        raise ConfigError(prefix + str(error).removeprefix(prefix)) from error
 
 
 def _options(target: Callable[..., Any]) -> dict[str, Any]:
@@ -253,6 +267,8 @@ def check_keys(group: str, found: dict, expected: list[str], complete: bool = Tr
 
 
 def _check_type(key: str, value: object, kind: Any) -> None:
+    if any(isinstance(x, int) and abs(x) >= 2**63 for x in (value if isinstance(value, list) else [value])):
+        raise ConfigError(f"{key} must fit into 64 bits, got {value}")
     if not _matches(value, kind):
         name = kind.__name__ if isinstance(kind, type) else str(kind)
         raise ConfigError(f"{key} must be of type {name}, got {value!r} of type {type(value).__name__}")

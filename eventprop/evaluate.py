@@ -11,16 +11,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .command_line import command, options
 from .config import parse
-from .training.loop import EVALUATION_BATCH, encoded, evaluate
-from .training.restore import Parse, options, restore
+from .training.loop import EVALUATION_BATCH, encoded, evaluate, load_data
+from .training.restore import Parse, restore
 
 
 def run(arguments: Sequence[str], parse: Parse) -> dict[str, float]:
     """Print and return what the network of a checkpoint reaches on the test data, beside what its summary says."""
     given = options(arguments, {"checkpoint": None, "batch_size": EVALUATION_BATCH, "device": "cpu", "data": {}})
     config, network, state = restore(given["checkpoint"], parse, given["data"], given["device"])
-    test = encoded(config, config.data().test)
+    test = encoded(config, load_data(config).test)
     metrics = evaluate(config, network, test, batch_size=given["batch_size"])
     print(
         f"{config.experiment} after {state['epoch']} epochs: test accuracy {100 * metrics['test_accuracy']:.2f} %, loss "
@@ -36,4 +37,4 @@ def run(arguments: Sequence[str], parse: Parse) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:], parse)
+    command(lambda: run(sys.argv[1:], parse), __doc__)

@@ -16,10 +16,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .config import ConfigError, parse
+from .command_line import command, options
+from .config import ConfigError, mistakes_in, parse
 from .layers import SpikingModule
 from .spikes import Spikes
-from .training.restore import options, restore
+from .training.restore import restore
 
 
 def read_image(path: str, shape: Sequence[int], invert: bool = False) -> Tensor:
@@ -48,23 +49,24 @@ def read_image(path: str, shape: Sequence[int], invert: bool = False) -> Tensor:
 @torch.no_grad()
 def run(arguments: Sequence[str]) -> list[dict[str, Any]]:
     """Print and return class, confidence and spike times for each image."""
-    given = options(arguments, {"checkpoint": None, "image": None, "invert": False, "device": "cpu"})
+    given = options(arguments, {"checkpoint": None, "image": [], "invert": False, "device": "cpu"})
     config, network, state = restore(given["checkpoint"], parse, device=given["device"])
     shape = state["task"]["sample_shape"]
     if len(shape) != 2 or math.prod(shape) != state["task"]["num_inputs"]:
         raise ConfigError(f"checkpoint must be of a network for images, this one takes samples of shape {shape}")
-    files = [file for file in given["image"].split(",") if file]
-    images = torch.stack([read_image(str(file), shape, given["invert"]) for file in files])
+    files = given["image"]
+    images = torch.stack([read_image(file, shape, given["invert"]) for file in files])
     values: Any = config.encoder(images).to(getattr(torch, config.train.dtype)).to(config.train.device)
     spiking: list[tuple[str, Spikes]] = []
     for k, module in enumerate(network):
-        values = module(values)
+        with mistakes_in():
+            values = module(values)
         if isinstance(module, SpikingModule):
             spiking.append(("output" if k == len(network) - 1 else f"layer {k}", values))
     classes, confidence = config.loss.predict(values), config.loss.probabilities(values).amax(1)
     results = []
     for row, file in enumerate(files):
-        result: dict[str, Any] = {"image": str(file), "class": int(classes[row]), "confidence": float(confidence[row])}
+        result: dict[str, Any] = {"image": file, "class": int(classes[row]), "confidence": float(confidence[row])}
         print(f"{file}: class {result['class']}, confidence {100 * result['confidence']:.1f} %")
         for name, spikes in spiking:
             times = spikes.time[row][spikes.index[row] >= 0].tolist()
@@ -82,4 +84,4 @@ def run(arguments: Sequence[str]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    command(lambda: run(sys.argv[1:]), __doc__)

@@ -11,12 +11,14 @@ from collections.abc import Callable
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from .command_line import SHOW_TRACEBACKS, command, fail, is_mistake, note_in_files, one_line, readable
 from .config import CONFIG_DIRECTORY, Config, ConfigError, parse
-from .data import DataError
-from .training.checkpoint import CheckpointError
 from .training.loop import train
 from .training.parallel import Processes, silence_followers
 from .training.run_log import RunDirectory
@@ -41,21 +43,29 @@ def keep_freed_memory() -> None:
 def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) -> None:
     """Train what ``config`` says in the run directory that Hydra has made, and report the test accuracy."""
     keep_freed_memory()
+    output, sweep = HydraConfig.get().runtime.output_dir, HydraConfig.get().mode == RunMode.MULTIRUN
+    directory = None
     try:
         checked = parse(config)
-        processes, directory = Processes(), None
-        if processes.size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        processes = Processes()
+        if processes.size > 1 and sweep:
+            sweep = False  # it ends here
             raise ConfigError(
                 "-m must not be combined with torchrun; start a sweep with python -m, or one run with torchrun"
             )
         if processes.is_first:
-            directory = RunDirectory(HydraConfig.get().runtime.output_dir, config, checked.train.resume)
+            directory = RunDirectory(output, config, checked.train.resume)
         summary = train(checked, directory, method, processes)
-    except (ConfigError, DataError, CheckpointError, FileExistsError) as error:  # mistakes, which name themselves
-        log.error("%s", error)
-        raise
-    except Exception:
-        log.exception("the run failed")  # in train.log as well: in a sweep, others go on
+    except Exception as error:
+        error.add_note(f"in the run in {output}")
+        if not is_mistake(error):
+            log.exception("the run failed")  # in train.log as well: in a sweep, others go on
+        elif sweep:
+            log.error("%s", one_line(error))
+        else:
+            note_in_files(log, error)
+            if not SHOW_TRACEBACKS:
+                fail(error)
         raise
     if directory is None:
         return
@@ -76,6 +86,29 @@ def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) 
     )  # fmt: skip
 
 
+def start(main: Callable[[], None]) -> None:
+    """Run a training command. What Hydra raises before it calls ``run`` are mistakes in the arguments."""
+
+    def handed_on() -> None:
+        try:
+            with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra hands on its errors instead of printing them
+                main()
+        except (HydraException, OmegaConfBaseException, BrokenPipeError):
+            raise
+        except Exception as error:
+            if hasattr(error, "__notes__"):  # it comes from ``run``
+                raise
+            if isinstance(error, OSError):
+                raise ConfigError(f"{error}; choose another hydra.run.dir, or hydra.sweep.dir of a sweep") from error
+            raise ConfigError(f"{error}; got {' '.join(sys.argv[1:])}") from error
+        except SystemExit as end:
+            raise SystemExit(2 if end.code == 1 else end.code) from end  # Hydra's, after a line of its own
+
+    silence_followers()
+    sys.argv[1:] = map(readable, sys.argv[1:])
+    command(handed_on)
+
+
 @hydra.main(version_base="1.3", config_path=CONFIG_DIRECTORY, config_name="config")
 def main(config: DictConfig) -> None:
     """Train one network with exact gradients."""
@@ -83,5 +116,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    silence_followers()
-    main()
+    start(main)

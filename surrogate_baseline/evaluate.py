@@ -1,12 +1,16 @@
-"""The test accuracy of a trained network: ``python -m surrogate_baseline.evaluate checkpoint=runs/.../checkpoint.pt``."""
+"""The test accuracy of a trained network: ``python -m surrogate_baseline.evaluate checkpoint=runs/.../checkpoint.pt``.
+
+Options: those of ``eventprop.evaluate``: ``batch_size=500``, ``device=cpu``, and the keys of the group ``data``.
+"""
 
 from __future__ import annotations
 
 import sys
 
+from eventprop.command_line import command
 from eventprop.evaluate import run
 
 from .config import parse
 
 if __name__ == "__main__":
-    run(sys.argv[1:], parse)
+    command(lambda: run(sys.argv[1:], parse), __doc__)

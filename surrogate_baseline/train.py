@@ -6,8 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from eventprop.config import CONFIG_DIRECTORY
-from eventprop.train import run
-from eventprop.training.parallel import silence_followers
+from eventprop.train import run, start
 
 from .config import parse
 
@@ -19,5 +18,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    silence_followers()
-    main()
+    start(main)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 FORMAT = "eventprop checkpoint 2"
 
@@ -71,6 +72,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of eventprop.train; {_way_out(path)}")
     return state
+
+
+def load_weights(network: nn.Module, weights: dict[str, Any]) -> None:
+    """Give ``network`` the weights of a checkpoint.
+
+    Raises:
+        CheckpointError: if they are of another network.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the checkpoint is not of the network that its config.yaml describes: {error}"
+        ) from error
 
 
 def _way_out(path: Path) -> str:

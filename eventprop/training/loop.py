@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..config import Config, ConfigError
+from ..config import Config, ConfigError, mistakes_in
 from ..data import Dataset, Split
 from ..losses import ParameterError
 from ..spikes import Spikes
@@ -58,7 +58,7 @@ def train(
 
 def _train(config: Config, directory: RunDirectory | None, method: str, processes: Processes) -> dict[str, Any]:
     torch.manual_seed(config.seed)
-    dataset: Dataset = config.data()
+    dataset = load_data(config)
     parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     splits = {name: encoded(config, split) for name, split in parts.items() if split is not None}
     network = build_network(config, splits["train"].num_inputs, dataset.num_classes)
@@ -108,7 +108,7 @@ def _train(config: Config, directory: RunDirectory | None, method: str, processe
                 )
             except NonFiniteError as error:
                 if directory is not None:
-                    log.error("%s. The batch is in %s", error, directory.bad_batch(error.batch))
+                    error.args = (f"{error}. The batch is in {directory.bad_batch(error.batch)}",)
                 raise
             activity = state.progress.activity
             state.scheduler.step()
@@ -162,17 +162,25 @@ def _summary(config: Config, dataset: Dataset, sizes: dict[str, int], state: Sta
     }  # fmt: skip
 
 
+def load_data(config: Config) -> Dataset:
+    """The data set that ``config`` describes."""
+    with mistakes_in("data"):
+        return config.data()
+
+
 def encoded(config: Config, split: Split) -> EncodedSplit | ImageSplit:
     """A split of the data as batches of what the network takes."""
-    return encode(split, config.encoder, getattr(torch, config.train.dtype), config.train.device, config.seed)
+    with mistakes_in("encoder"):
+        return encode(split, config.encoder, getattr(torch, config.train.dtype), config.train.device, config.seed)
 
 
 def build_network(config: Config, num_inputs: int, num_classes: int) -> nn.Sequential:
     """The network that ``config`` describes, with initial weights from torch's generator."""
-    return config.model(
-        num_inputs, num_classes, config.loss, config.neuron, config.solver,
-        device=config.train.device, dtype=getattr(torch, config.train.dtype),
-    )  # fmt: skip
+    with mistakes_in("model"):
+        return config.model(
+            num_inputs, num_classes, config.loss, config.neuron, config.solver,
+            device=config.train.device, dtype=getattr(torch, config.train.dtype),
+        )  # fmt: skip
 
 
 def train_epoch(
@@ -204,10 +212,11 @@ def train_epoch(
             optimizer.zero_grad()
             loss = None
             if len(target):  # a last batch may be too small for all processes
-                with config.train.autocast():
-                    output = network(inputs)
-                loss = loss_of(config, output, target)
-                loss.backward()
+                with mistakes_in():
+                    with config.train.autocast():
+                        output = network(inputs)
+                    loss = loss_of(config, output, target)
+                    loss.backward()
                 score.add(loss, config.loss.predict(output), target)
             processes.add_gradients(network, len(target))
             if (bad := _not_finite(loss, network)) is not None:
@@ -251,7 +260,7 @@ def evaluate(
     network.eval()
     score = Score()
     for inputs, target in data.batches(batch_size):
-        with config.train.autocast():
+        with mistakes_in(), config.train.autocast():
             output = network(inputs)
         score.add(loss_of(config, output, target), config.loss.predict(output), target)
     return score.summary(name)

@@ -11,11 +11,13 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from ..config import ConfigError
 from .metrics import Progress
 from .stop import StopRequest
 
@@ -48,7 +50,7 @@ class Processes:
     def check(self, network: nn.Module) -> None:
         """Raise for a network that several processes would not train as one does."""
         if self.size > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
-            raise ValueError(
+            raise ConfigError(
                 "a network with batch normalisation, which needs whole batches, must be trained by one process"
             )
 
@@ -113,9 +115,21 @@ class Processes:
         return total
 
 
+def is_follower() -> bool:
+    """Whether torchrun has started this process, and others before it."""
+    return int(os.environ.get("RANK", 0)) > 0 and "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def wait_for_the_first() -> None:
+    """Before a process speaks of an error: most often the first has met it too, or ended of another, which has broken this
+    one's connection. It says so alone, since torchrun ends the others with it; if it does not, the error is this one's."""
+    if is_follower():
+        time.sleep(10.0)
+
+
 def silence_followers() -> None:
     """Let Hydra make the run directory in the first process alone. Called before Hydra reads the command line."""
-    if int(os.environ.get("RANK", 0)) > 0 and "TORCHELASTIC_RUN_ID" in os.environ:
+    if is_follower():
         unused = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, unused, ignore_errors=True)
         sys.argv += [f"hydra.run.dir={unused}", "hydra/job_logging=disabled"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..config import ConfigError
 from ..layers import SpikingLinear, SpikingModule
 from .metrics import HiddenActivity
 
@@ -31,4 +32,4 @@ def check_can_bump(silent: str, network: nn.Sequential) -> None:
     """Raise where neurons that share their weights would have to be bumped one by one."""
     hidden = [layer for layer in list(network)[:-1] if isinstance(layer, SpikingModule)]
     if silent == "bump" and not all(isinstance(layer, SpikingLinear) for layer in hidden):
-        raise ValueError("train.silent=bump needs hidden layers of kind SpikingLinear; use train.silent=none")
+        raise ConfigError("train.silent=bump needs hidden layers of kind SpikingLinear; use train.silent=none")

@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from ..config import ConfigError
 from .checkpoint import CheckpointError, load_checkpoint, previous_of, save_checkpoint
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class RunDirectory:
     Raises:
         FileExistsError: if the directory holds a run and ``resume`` is false, or the run is finished.
         CheckpointError: if the files of the run to resume cannot be read, or do not fit together.
-        ValueError: if the run to resume had another configuration.
+        ConfigError: if the run to resume had another configuration.
     """
 
     def __init__(self, path: str | Path, config: DictConfig, resume: bool = False) -> None:
@@ -108,7 +109,7 @@ class RunDirectory:
         began, now = flat(OmegaConf.load(self.path / "config.yaml")), flat(config)
         for key in sorted((began.keys() | now.keys()) - MAY_CHANGE):
             if began.get(key) != now.get(key):
-                raise ValueError(
+                raise ConfigError(
                     f"{self.path} began with {key}={began.get(key)}, got {now.get(key)}; resume with what it began with"
                 )
 
@@ -142,7 +143,7 @@ class RunDirectory:
 def _rows(metrics: Path) -> list[dict[str, Any]]:
     """The epochs in metrics.jsonl, up to the first line that is not whole."""
     rows: list[dict[str, Any]] = []
-    for line in metrics.read_text().splitlines() if metrics.exists() else []:
+    for line in metrics.read_text(errors="replace").splitlines() if metrics.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..config import ConfigError
+from .checkpoint import load_weights
 from .metrics import Progress
 from .run_log import versions
 
@@ -76,14 +78,15 @@ class State:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: if it comes from a training on other data.
+            ConfigError: if it comes from a training on other data.
+            CheckpointError: if it is of another network.
         """
         if state["task"] != self.task:
-            raise ValueError(
+            raise ConfigError(
                 f"the run began on {state['task']}, these are {self.task}; resume with the data it began with"
             )
         now = time.perf_counter()
-        self.network.load_state_dict(state["model"])
+        load_weights(self.network, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, moments in self.optimizer.state.items():
             for name, value in moments.items():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import ConfigError
 from ..data import Dataset
 from ..layers import SpikingModule
 from ..spikes import Spikes
@@ -26,14 +27,14 @@ class TensorBoard:
         first_epoch: that follows; what a stopped run has logged of it and later ones is replaced.
 
     Raises:
-        ImportError: if TensorBoard is not installed.
+        ConfigError: if TensorBoard is not installed.
     """
 
     def __init__(self, path: Path, dataset: Dataset, inputs: Spikes | Tensor, first_epoch: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError(
+            raise ConfigError(
                 "logger.tensorboard=true needs TensorBoard; install it with pip install tensorboard"
             ) from error
         self._writer = SummaryWriter(str(path), purge_step=first_epoch)

@@ -382,6 +382,6 @@ for batch in (2, 3, 4):
 def test_export():
     net, spikes = network(), random_spikes(3, 6)
     batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(net, (spikes,), dynamic_shapes=([[{0: batch}, {0: batch}]],))
+    program = torch.export.export(net, (spikes,), dynamic_shapes=([{0: batch}, {0: batch}],))
     more = random_spikes(5, 6)
     torch.testing.assert_close(program.module()(more), net(more), rtol=1e-12, atol=1e-12)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .tensorlike import traced
 
 LIBRARY = torch.library.Library("eventprop", "DEF")
 
@@ -32,7 +35,8 @@ def operator(shapes: Callable[..., Any], *padding: float) -> Callable[[Callable]
         name = function.__name__
         schema = torch.library.infer_schema(function, mutates_args=())
         LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        LIBRARY.impl(name, _in_full_precision(function), "CompositeExplicitAutograd")
+        plain = _in_full_precision(function)
+        LIBRARY.impl(name, _unseen(plain), "CompositeExplicitAutograd")
         torch.library.register_fake(f"eventprop::{name}", shapes, lib=LIBRARY)
         made = getattr(torch.ops.eventprop, name).default
 
@@ -50,7 +54,14 @@ def operator(shapes: Callable[..., Any], *padding: float) -> Callable[[Callable]
             return stacked, (0,) * len(stacked)
 
         torch.library.register_vmap(f"eventprop::{name}", one_by_one, lib=LIBRARY)
-        return made
+
+        @functools.wraps(function)
+        def call(*arguments):
+            if traced(*(x for x in arguments if isinstance(x, Tensor))):
+                return made(*arguments)
+            return plain(*arguments)  # the dispatcher would take 10 to 20 us, a few percent of a training step
+
+        return call
 
     return register
 
@@ -58,15 +69,27 @@ def operator(shapes: Callable[..., Any], *padding: float) -> Callable[[Callable]
 def _in_full_precision(function: Callable) -> Callable:
     """``function``, whose first argument is a tensor, as it is without autocast."""
 
-    @functools.wraps(function)
-    def computed(*arguments):
+    def plain(*arguments):
         device = arguments[0].device.type
         if not torch.is_autocast_enabled(device):
             return function(*arguments)
         with torch.autocast(device, enabled=False):
             return function(*arguments)
 
-    return computed
+    return plain
+
+
+def _unseen(function: Callable) -> Callable:
+    """``function`` out of sight of torch.compile, which traces into whatever runs between two graphs."""
+
+    def unseen(*arguments):
+        # torch._dynamo takes a second to import
+        return _disabled(function)(*arguments) if "torch._dynamo" in sys.modules else function(*arguments)
+
+    return unseen
+
+
+_disabled = functools.cache(torch.compiler.disable)
 
 
 def some() -> torch.SymInt:

@@ -327,7 +327,7 @@ def test_penalties_of_nothing(solver, batch, spikes):
         *(FirstSpikeStep(10.0**k) for k in (-30, 0, 30)),
         MaxPotential(),
     ],
-    ids=repr,
+    ids=lambda x: type(x).__name__,
 )
 @pytest.mark.parametrize(
     ("steps", "batch", "classes", "rate"),

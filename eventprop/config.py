@@ -7,6 +7,7 @@ of a group is a signature: an unknown key, a wrong type or a missing value is an
 from __future__ import annotations
 
 import difflib
+import dis
 import functools
 import inspect
 import itertools
@@ -231,15 +232,29 @@ def _build(group: str, node: object, choices: dict[str, Callable[..., Any]]) -> 
 
 @contextmanager
 def mistakes_in(group: str = "") -> Iterator[None]:
-    """Within, ValueError and TypeError are mistakes in the configuration: they name an argument of what the ``group`` names,
-    or of a layer, a solver or a loss."""
+    """Within, a ValueError or TypeError that these packages raise is a mistake in the configuration: it names an argument of
+    what the ``group`` names, or of a layer, a solver or a loss. Those that Python or torch raises are bugs."""
     try:
         yield
     except (ValueError, TypeError) as error:
         if type(error) not in (ValueError, TypeError):  # such as a DataError, which says all
             raise
+        if not _raised_here(error):
+            raise
         prefix = f"{group}." if group else ""
         raise ConfigError(prefix + str(error).removeprefix(prefix)) from error
+
+
+def _raised_here(error: Exception) -> bool:
+    """Whether a ``raise`` in one of these packages has raised the error."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    code, module = last.tb_frame.f_code, last.tb_frame.f_globals.get("__name__", "")
+    here = module.partition(".")[0] in ("eventprop", "surrogate_baseline")
+    return here and code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _options(target: Callable[..., Any]) -> dict[str, Any]:

@@ -9,13 +9,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from test_training import SMALL_YIN_YANG, run
 
 import eventprop.train
 import surrogate_baseline.train
-from eventprop import collect, command_line, evaluate, predict
-from eventprop.config import ConfigError, parse
+from eventprop import LIF, collect, command_line, evaluate, predict
+from eventprop.config import ConfigError, mistakes_in, parse
 from eventprop.data import load_mnist
 
 TINY = (*SMALL_YIN_YANG, "data.n_validation=10", "model.hidden=[20]", "train.epochs=1")
@@ -180,6 +181,22 @@ def test_usage(module):
     wrong = there(module, "nowhere")
     assert wrong.returncode == 2
     check_one_line(wrong.stderr, "got 'nowhere'")
+
+
+def test_errors_of_python_and_torch_are_no_mistakes_of_the_user():
+    """Only what these packages raise themselves names an argument."""
+
+    def bugs():
+        yield lambda: None + 1
+        yield lambda: float("one")
+        yield lambda: torch.nn.functional.cross_entropy(torch.zeros(2, 3), torch.zeros(4, dtype=torch.int64))
+
+    for bug in bugs():
+        with pytest.raises((TypeError, ValueError)) as caught, mistakes_in():
+            bug()
+        assert not isinstance(caught.value, ConfigError)
+    with pytest.raises(ConfigError, match="tau_mem must be positive"), mistakes_in():
+        LIF(tau_mem=-1.0)
 
 
 def test_a_bug_shows_its_traceback(tmp_path, monkeypatch, capsys):

@@ -104,6 +104,7 @@ def start(main: Callable[[], None]) -> None:
         except SystemExit as end:
             raise SystemExit(2 if end.code == 1 else end.code) from end  # Hydra's, after a line of its own
 
+    logging.raiseExceptions = False  # a reader of the output that leaves does not stop a run, nor fills stderr
     silence_followers()
     sys.argv[1:] = map(readable, sys.argv[1:])
     command(handed_on)

@@ -259,13 +259,19 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
         (tmp_path / str(k) / "summary.json").write_text(
             json.dumps(summary | {"experiment": f"experiment {k} " + 100 * "x"})
         )
-    command = [sys.executable, "-m", "eventprop.collect", str(tmp_path)]
+    collected = ["eventprop.collect", str(tmp_path)]
+    run = ["eventprop.train", *TINY, f"hydra.run.dir={tmp_path / 'run'}"]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as on a terminal
-    with subprocess.Popen(command, env=buffered, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 128 + signal.SIGPIPE
+    for command in (collected, run):
+        command = [sys.executable, "-m", *command]
+        with subprocess.Popen(
+            command, env=buffered, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            process.stdout.readline()
+            process.stdout.close()
+            assert process.stderr.read() == ""
+        assert process.returncode == 128 + signal.SIGPIPE
+    assert (tmp_path / "run" / "summary.json").exists()  # it went on
 
 
 NAMES = [

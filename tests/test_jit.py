@@ -221,6 +221,8 @@ import os, sys, torch
 from torch.utils.data import DataLoader
 from eventprop import EventDriven, Spikes, SpikingLinear
 
+torch.manual_seed(0)  # a spawned process makes a layer of its own
+
 class Encoded(torch.utils.data.Dataset):
     layer = SpikingLinear(3, 2, solver=EventDriven(40.0))
     def __len__(self):

@@ -1,5 +1,6 @@
 """EventProp in PyTorch: spiking neural networks trained with exact gradients."""
 
+from . import sources as sources  # first, to know what the other modules were imported from
 from .convolution import AveragePool2d, EarliestSpikePool2d, SpikingConv2d
 from .encoders import binary_latency_encode, latency_encode
 from .event_driven import EventDriven

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 import sys
 import warnings
@@ -15,15 +14,18 @@ from typing import Any
 import numba
 from numba.core.caching import FunctionCache
 
-PACKAGE = Path(__file__).parent
+from .sources import AT_IMPORT, PACKAGE, digest
+
 config: Any = numba.config  # its settings are set at run time, unknown to type checkers
 
 
 def keep(dispatcher: Any) -> None:
     """Keep what ``dispatcher`` compiles, in this package's folder or nowhere: the other places that numba would choose do not
     know the digest."""
-    folder, saved = Path(dispatcher.py_func.__code__.co_filename).parent, config.CACHE_DIR
-    directory = cache_directory(PACKAGE if folder.is_relative_to(PACKAGE) else folder)
+    source, saved = Path(dispatcher.py_func.__code__.co_filename), config.CACHE_DIR
+    directory = cache_directory(PACKAGE if source.is_relative_to(PACKAGE) else source.parent)
+    if not _unchanged(source):
+        return
     cache = None
     if directory is not None:
         config.CACHE_DIR = str(directory)
@@ -45,16 +47,20 @@ def cache_directory(folder: Path) -> Path | None:
 
     Relative paths count as not set, as the XDG Base Directory Specification says: they would follow the working directory.
     """
-    digest = hashlib.sha256()
-    for source in sorted({*PACKAGE.rglob("*.py"), *folder.glob("*.py")}):
-        digest.update(source.read_bytes())
     variable, usual = ("LOCALAPPDATA", "AppData/Local") if sys.platform == "win32" else ("XDG_CACHE_HOME", ".cache")
     base = Path(os.environ.get(variable, ""))
     if config.CACHE_DIR:  # NUMBA_CACHE_DIR
         base = Path(config.CACHE_DIR).absolute()
     elif not base.is_absolute():
         base = Path(os.path.expanduser("~"), usual)
-    return base / "eventprop" / digest.hexdigest()[:16] if base.is_absolute() else None
+    return base / "eventprop" / digest(folder)[:16] if base.is_absolute() else None
+
+
+@functools.cache
+def _unchanged(source: Path) -> bool:
+    """Whether the package is still what was imported, when the kernels in ``source`` are; asked once for each file. Else, as in
+    a notebook beside an editor, nothing is kept: it would be found by the digest of other equations."""
+    return digest() == AT_IMPORT
 
 
 class _Cache(FunctionCache):

@@ -112,6 +112,26 @@ def test_an_edited_equation_is_never_served_from_a_cache(tmp_path):
     assert (tmp_path / "home" / ".cache" / "eventprop").is_dir()
 
 
+def test_what_was_imported_before_an_edit_is_not_kept_under_the_digest_after_it(tmp_path):
+    """As in a notebook, where the package is imported, then edited, and only then first used."""
+    package = tmp_path / "copy" / "eventprop"
+    shutil.copytree(Path(eventprop.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    script = """
+import pathlib, sys
+import eventprop
+path = pathlib.Path(eventprop.__file__).parent / "tape.py"
+if sys.argv[1] == "edit":
+    path.write_text(path.read_text() + "# edited\\n")
+import eventprop.jit
+import numpy as np
+eventprop.jit.is_finite(np.ones(2))
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "copy"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for how, kept in (("edit", 0), ("leave", 1)):
+        subprocess.run([sys.executable, "-c", script, how], env=environment, check=True)
+        assert len(list((tmp_path / "cache").rglob("*.nbi"))) == kept
+
+
 def twice(x):
     return 2 * x
 

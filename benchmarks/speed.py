@@ -41,24 +41,11 @@ TURN, COLD = 1.0, 0.2  # s
 def make_job(batches: int) -> Job:
     """The first ``batches`` of a random order, and the weights that ``mnist_gray`` ends with."""
     import torch
-    from hydra import compose, initialize_config_dir
+    from trained import trained
 
     from eventprop import latency_encode
-    from eventprop.config import CONFIG_DIRECTORY, parse
-    from eventprop.training.loop import build_network, encoded, train_epoch
 
-    with initialize_config_dir(CONFIG_DIRECTORY, version_base="1.3"):
-        config = parse(compose("config", overrides=["+experiment=mnist_gray", "logger.progress=lines"]))
-    torch.manual_seed(config.seed)
-    dataset = config.data()
-    data = encoded(config, dataset.train)
-    network = build_network(config, data.num_inputs, dataset.num_classes)
-    optimizer = config.optimizer.build(network.parameters())
-    scheduler = config.optimizer.schedule(optimizer, config.train.epochs)
-    for epoch in range(config.train.epochs):
-        train_epoch(config, network, optimizer, data, epoch)
-        scheduler.step()
-
+    _, network, dataset = trained("mnist_gray")
     rows = torch.randperm(len(dataset.train.labels), generator=torch.Generator().manual_seed(0))[: batches * BATCH]
     times = latency_encode(dataset.train.images[rows]).to_times(1)[..., 0]
     return Job(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from .spikes import Spikes
 from .time_stepped import TimeStepped
 
 DTS = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+ROUNDING = 1e-9  # an error below this is not one of the grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +25,8 @@ class Convergence:
     """Errors of one scheme against the event-driven solver; every array has one entry for each step length ``dt``.
 
     A spike more or less is a jump of the loss, not an error that shrinks with dt, and a spike has no partner to compare
-    its time with. ``counts_changed`` tells how many samples have one; they are part of the errors all the same.
+    its time with. So ``counts_changed`` tells how many samples have one, and the errors are given both over all samples and
+    over the others, NaN where there are none.
 
     Attributes:
         scheme: "exponential" or "euler".
@@ -32,6 +35,7 @@ class Convergence:
         loss_error: mean over samples of the absolute error of the loss.
         gradient_error: mean over samples of the norm of the error of dL/dparameters, relative to the mean norm.
         counts_changed: share of the samples in which some neuron emits more or fewer spikes than it should.
+        loss_error_unchanged, gradient_error_unchanged: the same errors over the samples in which none does.
     """
 
     scheme: str
@@ -40,10 +44,14 @@ class Convergence:
     loss_error: np.ndarray
     gradient_error: np.ndarray
     counts_changed: np.ndarray
+    loss_error_unchanged: np.ndarray
+    gradient_error_unchanged: np.ndarray
 
     def order(self, errors: np.ndarray) -> float:
-        """The slope of log(errors) over log(dt): errors fall as dt to this power."""
-        return float(np.polyfit(np.log(self.dt), np.log(errors), 1)[0])
+        """The slope of log(errors) over log(dt): errors fall as dt to this power. NaN and what rounding has left are left out;
+        NaN if no two errors remain."""
+        known = errors > ROUNDING
+        return float(np.polyfit(np.log(self.dt[known]), np.log(errors[known]), 1)[0]) if known.sum() > 1 else math.nan
 
 
 def study_convergence(
@@ -70,56 +78,81 @@ def study_convergence(
     Returns:
         One result for each scheme.
     """
-    exact = _solve(network(EventDriven(t_end)), arrivals, target, loss)
-    results = []
-    for scheme in schemes:
-        errors = [_errors(_solve(network(TimeStepped(t_end, dt, scheme)), arrivals, target, loss), exact) for dt in dts]
-        results.append(Convergence(scheme, np.array(dts), *(np.array(column) for column in zip(*errors, strict=True))))
-    return results
+    exact, grids = network(EventDriven(t_end)), [network(TimeStepped(t_end, dt, s)) for s in schemes for dt in dts]
+    rows: list[list[_Sample]] = [[] for _ in grids]
+    scale: list[float] = []  # norms of the exact gradients
+    for b in range(arrivals.batch_size):
+        sample = arrivals.select(torch.tensor([b])), target[b : b + 1], loss
+        solution = _solve(exact, *sample)
+        scale.append(float(solution.gradient.norm()))
+        for row, grid in zip(rows, grids, strict=True):
+            row.append(_compare(_solve(grid, *sample), solution))
+    columns = [_errors(row, np.array(scale)) for row in rows]
+    return [
+        Convergence(scheme, np.array(dts), *np.array(columns[k * len(dts) : (k + 1) * len(dts)]).T)
+        for k, scheme in enumerate(schemes)
+    ]
 
 
-@dataclass(frozen=True, eq=False)
-class _Solution:
-    """Per sample: the spike times [N, K] of each layer, the loss, and the gradient of all parameters."""
+class _Solution(NamedTuple):
+    """Of one sample: the spike times [N, K] of each layer, the loss, and the gradient of all parameters."""
 
-    times: list[list[Tensor]]
-    losses: Tensor
-    gradients: Tensor
+    times: list[Tensor]
+    loss: float
+    gradient: Tensor
+
+
+class _Sample(NamedTuple):
+    """How one sample differs from its exact solution."""
+
+    time_errors: Tensor  # of all spikes that have a partner
+    loss_error: float
+    gradient_error: float
+    changed: bool
 
 
 def _solve(
     network: nn.Sequential, arrivals: Spikes, target: Tensor, loss: Callable[[Any, Tensor], Tensor]
 ) -> _Solution:
-    parameters, times, losses, gradients = list(network.parameters()), [], [], []
-    for b in range(arrivals.batch_size):
-        signal: Any = arrivals.select(torch.tensor([b]))
-        trains = []
-        for layer in network:
-            signal = layer(signal)
-            if isinstance(signal, Spikes):
-                trains.append(signal.detach().to_times()[0])
-        value = loss(signal, target[b : b + 1])
-        parts = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
-        times.append(trains)
-        losses.append(value.detach())
-        gradients.append(torch.cat([part.flatten() for part in parts]))
-    return _Solution(times, torch.stack(losses), torch.stack(gradients))
+    signal: Any = arrivals
+    times = []
+    for layer in network:
+        signal = layer(signal)
+        if isinstance(signal, Spikes):
+            times.append(signal.detach().to_times()[0])
+    value = loss(signal, target)
+    parts = torch.autograd.grad(value, list(network.parameters()), allow_unused=True, materialize_grads=True)
+    return _Solution(times, value.item(), torch.cat([part.flatten() for part in parts]))
 
 
-def _errors(solution: _Solution, exact: _Solution) -> tuple[float, float, float, float]:
-    differences, changed = [torch.zeros(0)], 0  # a network without spikes has no spike time error: NaN
-    for trains, exact_trains in zip(solution.times, exact.times, strict=True):
-        same = True
-        for train, exact_train in zip(trains, exact_trains, strict=True):
-            pairs = min(train.shape[1], exact_train.shape[1])
-            both = torch.isfinite(train[:, :pairs]) & torch.isfinite(exact_train[:, :pairs])
-            differences.append((train[:, :pairs] - exact_train[:, :pairs])[both].abs())
-            same &= torch.equal(torch.isfinite(train).sum(1), torch.isfinite(exact_train).sum(1))
-        changed += not same
-    gradient_error = (solution.gradients - exact.gradients).norm(dim=1).mean() / exact.gradients.norm(dim=1).mean()
-    return (
-        float(torch.cat(differences).mean()),
-        float((solution.losses - exact.losses).abs().mean()),
-        float(gradient_error),
-        changed / len(exact.times),
-    )
+def _compare(solution: _Solution, exact: _Solution) -> _Sample:
+    differences, changed = [torch.zeros(0)], False
+    for train, exact_train in zip(solution.times, exact.times, strict=True):
+        pairs = min(train.shape[1], exact_train.shape[1])
+        both = torch.isfinite(train[:, :pairs]) & torch.isfinite(exact_train[:, :pairs])
+        differences.append((train[:, :pairs] - exact_train[:, :pairs])[both].abs())
+        changed |= not torch.equal(torch.isfinite(train).sum(1), torch.isfinite(exact_train).sum(1))
+    gradient_error = float((solution.gradient - exact.gradient).norm())
+    return _Sample(torch.cat(differences), abs(solution.loss - exact.loss), gradient_error, changed)
+
+
+def _errors(samples: list[_Sample], scale: np.ndarray) -> list[float]:
+    times, losses, gradients, changed = zip(*samples, strict=True)
+    same = ~np.array(changed)
+    everywhere = np.ones_like(same)
+
+    def relative(over: np.ndarray) -> float:
+        return _mean(np.array(gradients)[over]) / _mean(scale[over])
+
+    return [
+        _mean(torch.cat(times).numpy()),  # a network without spikes has no spike time error: NaN
+        _mean(np.array(losses)),
+        relative(everywhere),
+        _mean(np.array(changed)),
+        _mean(np.array(losses)[same]),
+        relative(same),
+    ]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan

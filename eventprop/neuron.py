@@ -192,6 +192,19 @@ def effect_time_gradient(grad_psp, grad_psc, psp, psc, tau_mem, tau_syn):
     return grad_psc * psc / tau_syn - grad_psp * (psc - psp) / tau_mem
 
 
+def arrival_offset(psp, psc, tau_mem, tau_syn):
+    """Eq. (11) solved for y: how long before the end of the step one arrival, of whatever weight, raised (psp, psc).
+
+    By eq. (5), psp/psc = phi/s = (exp(rate y) - 1)/(rate tau_mem) with rate = 1/tau_syn - 1/tau_mem; +inf where no y is long
+    enough.
+    """
+    first = tau_mem * psp / psc
+    x = (1.0 / tau_syn - 1.0 / tau_mem) * first
+    inside = torch.where(x > -1.0, x, -0.5)
+    ratio = torch.where(inside == 0.0, 1.0, torch.log1p(inside) / torch.where(inside == 0.0, 1.0, inside))
+    return torch.where(x > -1.0, first * ratio, math.inf)
+
+
 def spike_jump(p, grad, slope, v_th, tau_mem):
     """Eq. (9): by how much p jumps, going backwards over an own spike, from p just after it and ``grad`` = dL/dt_k."""
     return -(grad - v_th / tau_mem * p) / slope

@@ -12,7 +12,8 @@ V at the end of its step. With G = dL/dS, backpropagation through time is
     dH_t = p + (G_t - r_t p) surrogate(H_t - v_th),    then    p <- a dH_t,    q <- s q + phi dH_t
 
 where p = dL/dV_t and q = dL/dI_t; a detached reset leaves out r_t p. Where within its step a spike lies is a constant; a
-spike that did not happen would have come at the end of the step.
+spike that did not happen would have come at the end of the step. H_t can lie below v_th in a step with a spike, where V has
+crossed the threshold and fallen again.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from eventprop.spikes import whole_steps
 from eventprop.tape import Tape
 from eventprop.time_stepped import operators
 from eventprop.time_stepped.grid import Grid, dense
+from eventprop.time_stepped.reference import KINDS
 
 from .surrogates import ARCTAN, Surrogate, check_surrogate, derivative
 
@@ -213,6 +215,7 @@ class _Fire(FirstOrder):
     @staticmethod
     def forward(drive: Tensor, steps: Tensor, neuron: LIF, solver: SurrogateTimeStepped) -> tuple[Tensor, ...]:
         tape = Tape(*operators.grid_spikes(drive, steps, *solver._constants(neuron, drive)))
+        tape = tape._replace(after=tape.after // KINDS)  # the step of each spike; padding stays -1
         shape = drive.new_empty((whole_steps(solver.t_end, solver.dt), *drive.shape[2:]))
         return _per_step(shape, tape.neuron, tape.after, torch.ones_like(tape.time)), *tape
 

@@ -74,7 +74,7 @@ def test_gradients_are_exact(dt, refractory, shared):
 
 @pytest.mark.parametrize("refractory", [0.0, 3.0])
 def test_spikes_and_gradients_approach_those_of_the_event_driven_solver(refractory):
-    """The gradient's error is about in proportion to dt: of steps an eighth as long, it must be less than a quarter. The
+    """The gradient's error falls at least in proportion to dt: of steps an eighth as long, it must be less than a quarter. The
     bounds of 1e-3 ms and 1 % are those of a step of 0.025 ms: its error in time is less than dt^2 of some 0.6e-3, with slack
     for slopes."""
     found = []
@@ -92,6 +92,25 @@ def test_spikes_and_gradients_approach_those_of_the_event_driven_solver(refracto
     assert errors[1] < 1e-3
     errors = [((x - gradient).norm() / gradient.norm()) for _, x in others]
     assert errors[1] < min(0.25 * errors[0], 0.01)
+
+
+@pytest.mark.parametrize("refractory", [0.0, 3.0])
+def test_one_time_of_arrival_in_each_step_leaves_no_error(refractory):
+    """Spike times and the gradients of all parameters, as of the event-driven solver; peaks within steps among them."""
+    torch.manual_seed(1)
+    time = 2.0 * (torch.arange(10) + torch.rand(8, 10, dtype=torch.float64))
+    spikes = Spikes(time, torch.randint(5, (8, 10)), 5)
+    found = []
+    for solver in (EventDriven(40.0), TimeStepped(40.0, 2.0)):
+        module = layer(diverse(4, refractory=refractory), solver)
+        module.weight.data.copy_(5.0 * torch.linspace(-1.0, 2.0, 20, dtype=torch.float64).sin().reshape(4, 5))
+        times = module(spikes).to_times()
+        (0.1 * times[times.isfinite()]).sin().sum().backward()
+        found.append((times.detach(), torch.cat([x.grad.flatten() for x in module.parameters()])))
+    (times, gradient), (grid_times, grid_gradient) = found
+    assert times.isfinite().sum() > 50
+    torch.testing.assert_close(grid_times, times, rtol=0, atol=1e-9)  # rounding, divided by slopes
+    assert (grid_gradient - gradient).norm() <= 1e-7 * gradient.norm()  # once more
 
 
 def test_constant_current_alone_leaves_no_error():

@@ -157,14 +157,14 @@ def test_the_margin_of_a_silent_neuron_is_what_its_weight_lacks():
     torch.testing.assert_close(layer.weight.grad.tolist(), [[-1.0 / LIF().minimum_weight], [0.0]])
 
 
-def test_the_margin_on_a_grid_is_that_at_the_ends_of_steps():
-    """Where a neuron would fire between them, it does not, and its margin is positive still."""
+def test_the_margin_on_a_grid_is_that_in_continuous_time():
+    """V peaks within a step, where a grid finds crossings too."""
     layer = SpikingLinear(1, 1, solver=TimeStepped(40.0, 5.0), dtype=torch.float64)
-    layer.weight.data.fill_(1.01 * LIF().minimum_weight)
-    arrivals = output([[2.5]])  # V peaks 9.2 ms later, between the ends of steps 5 and 10 ms later
+    layer.weight.data.fill_(0.99 * LIF().minimum_weight)
+    arrivals = output([[2.5]])
     out = layer(arrivals)
     assert out.count().sum() == 0
-    assert 0.0 < silent_margin(layer, arrivals, out).item() < 0.1
+    assert silent_margin(layer, arrivals, out).item() == pytest.approx(0.01, rel=1e-12)
 
 
 @pytest.mark.parametrize("objective", [SpikeCount(), WeightedVoltage(10.0)], ids=repr)

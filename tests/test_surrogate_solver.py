@@ -19,24 +19,47 @@ from surrogate_baseline.surrogates import Arctan, FastSigmoid
 T_END, DT = 30.0, 0.5
 
 
-class Step(torch.autograd.Function):
-    """A step function with the derivative of an arctan."""
+class Fire(torch.autograd.Function):
+    """Whether a neuron ``fired``, with the derivative of an arctan by its potential above the threshold, x."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx, x, fired):
         ctx.save_for_backward(x)
-        return (x >= 0).to(x)
+        return fired.to(x)
 
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
-        return grad / (1.0 + (math.pi * x) ** 2)
+        return grad / (1.0 + (math.pi * x) ** 2), None
 
 
-def potential_at(v, i, y, neuron):
-    """Potential the time ``y`` before (v, i), by the matrix exponential of the two equations."""
-    flow = torch.tensor([[-1 / neuron.tau_mem, 1 / neuron.tau_mem], [0.0, -1 / neuron.tau_syn]], dtype=torch.float64)
-    return (torch.matrix_exp(-flow * y[:, :, None, None]) @ torch.stack([v, i], -1)[..., None])[..., 0, 0]
+def bisect(low, high, under):
+    """The place between ``low`` and ``high`` up to which ``under`` holds."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = under(middle)
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return low
+
+
+def crossing(v, i, psp, psc, neuron):
+    """Which neurons cross the threshold in a step that begins at (v, i), and how long before its end, by bisection. What has
+    come in the step comes at the one time that explains (psp, psc), or else at the begin, as much as explains psp."""
+    full = torch.full_like(v, DT)
+    (whole_psp, whole_psc), ratio = phi_and_s(full, neuron), psp / psc
+    inside = (ratio >= 0) & (ratio <= whole_psp / whole_psc)
+    y = bisect(torch.zeros_like(v), full, lambda y: phi_and_s(y, neuron)[0] / phi_and_s(y, neuron)[1] < ratio)
+    y, weight = torch.where(inside, y, DT), torch.where(inside, psc / phi_and_s(y, neuron)[1], psp / whole_psp)
+
+    def potential(x):
+        phi, later = phi_and_s(x, neuron)[0], phi_and_s((x - (DT - y)).clamp(min=0.0), neuron)[0]
+        return v * torch.exp(-x / neuron.tau_mem) + i * phi + weight * later
+
+    points = torch.linspace(0.0, DT, 201, dtype=torch.float64)
+    above = torch.stack([potential(x.expand_as(v)) for x in points]) >= neuron.v_th
+    first = above.double().argmax(0).clamp(min=1)
+    at = bisect(points[first - 1], points[first], lambda x: potential(x) < neuron.v_th)
+    return above.any(0), DT - at
 
 
 def simulate(effects: torch.Tensor, weight: torch.Tensor, neuron: LIF, detach: bool):
@@ -46,14 +69,11 @@ def simulate(effects: torch.Tensor, weight: torch.Tensor, neuron: LIF, detach: b
     v = i = effects.new_zeros(effects.shape[2], len(weight))
     spikes, offsets = [], []
     for psp, psc in effects.unbind(1):
-        h, i = a * v + phi * i + psp @ weight.T, s * i + psc @ weight.T
-        low, high = torch.zeros_like(h), torch.full_like(h, DT)
-        for _ in range(60):
-            middle = (low + high) / 2
-            above = potential_at(h.detach(), i.detach(), middle, neuron) >= neuron.v_th
-            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        y = torch.where(h >= neuron.v_th, low, 0.0).detach()
-        spike = Step.apply(h - neuron.v_th)
+        psp, psc = psp @ weight.T, psc @ weight.T
+        fired, y = crossing(*(x.detach() for x in (v, i, psp, psc)), neuron)
+        h, i = a * v + phi * i + psp, s * i + psc
+        y = torch.where(fired, y, 0.0)
+        spike = Fire.apply(h - neuron.v_th, fired)
         fall = neuron.v_th * torch.exp(-y / neuron.tau_mem)
         v = h - fall * (spike.detach() if detach else spike)
         assert (v < neuron.v_th).all(), "the problem must have one spike per step at most"

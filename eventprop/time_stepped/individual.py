@@ -2,9 +2,8 @@
 synapses with delays of their own. In plain torch with gradients by autograd, so slower than the kernels for plain layers.
 
 What ``reference`` says of a step holds here too. With a constant current b, V - b follows the flow of eq. (6). After a spike V
-is held at 0 until its release, from which it flows on with the current at the end of the step, run backwards: an arrival of
-that step counts as if it had come before. What each arrival does to each neuron is computed at once, so memory grows with
-arrivals times neurons.
+is held at 0 until its release. What each arrival does to each neuron is computed at once, so memory grows with arrivals times
+neurons.
 
 Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the longest row, T steps.
 """
@@ -19,9 +18,10 @@ from torch import Tensor
 
 from ..autograd import differentiable_decay, elementwise_decay
 from ..event_driven.reference import sorted_tape
-from ..neuron import flow, rewind, slope
+from ..neuron import arrival_offset, flow, peak_time, rewind, slope
 from ..spikes import step_of
 from ..tape import Tape, check_finite, check_spike_count
+from .reference import AFTER, BEFORE, BETWEEN, EDGE, KINDS, ROUNDING, with_kinds
 
 
 def forward(
@@ -35,51 +35,88 @@ def forward(
     tau_mem, tau_syn, v_th, bias, refractory = neurons.double().unbind(1)
     threshold = v_th - bias  # of U = V - b
     psp, psc = _effects(time.double(), index, weight.double(), tau_mem, tau_syn, steps, dt)
+    comes = (psc != 0.0).flatten(1).any(1).tolist()
     a, s, phi = differentiable_decay(tau_mem.new_tensor(dt), tau_mem, tau_syn)
+    # of V at the end of a step with a crossing, as in ``kernels``; a U that has reached a threshold below 0 stays above it
+    least = torch.where(threshold > 0.0, ROUNDING * (a + phi) * threshold, threshold)
+    longest = torch.minimum(tau_mem, tau_syn).clamp(max=dt)
     i = torch.zeros_like(psp[0])
     u = i - bias
     release = torch.full_like(u, -math.inf)
-    holds = bool((refractory > 0.0).any())
-    # (sample, neuron, time, slope, step) of each batch of spikes; the first, of no spikes, ties silence to the inputs
+    # (sample, neuron and kind, time, slope, step) of each batch of spikes; the first, of no spikes, ties silence to the inputs
     no_time = torch.cat([x.flatten()[:0] for x in (time, weight, neurons)]).to(time)
     no_index = torch.empty(0, dtype=torch.int64, device=time.device)
     emitted: list[tuple[Tensor, ...]] = [(no_index, no_index, no_time, no_time.detach(), no_index)]
     total = torch.zeros(len(u), dtype=torch.int64, device=u.device)
     for step in range(steps):
         end = (step + 1) * dt
-        u, i = flow(u, i, a, s, phi)
-        u, i = u + psp[step], i + psc[step]
-        left = torch.full_like(u, dt)  # the time before the end of the step since when V may have crossed
-        if holds:
-            free = (end - release).clamp(min=0.0)
-            held = free < dt
-            u = torch.where(held, _from_rest(i, torch.where(held, free, dt), tau_mem, tau_syn, bias), u)
-            left = torch.where(held, free, dt).detach()
+        u_begin, i_begin = u, i
+        free, i = flow(u, i, a, s, phi)
+        u, i = free + psp[step], i + psc[step]
         check_finite(bool(torch.isfinite(u).all() and torch.isfinite(i).all()))
-        while (above := u >= threshold).any():
-            at = sample, n = above.nonzero(as_tuple=True)
-            u_n, i_n, tau_n = u[at], i[at], (tau_mem[n], tau_syn[n])
-            with torch.no_grad():
-                y, inside = _crossing(u_n, i_n, left[at], threshold[n], *tau_n)
-            u_y, i_y = rewind(u_n, i_n, *differentiable_decay(y, *tau_n))
-            # a crossing whose slope is lost to rounding still has a finite gradient; one outside of its step is a constant
-            rise = slope(i_y, threshold[n], tau_n[0]).detach().clamp(min=1e-16 * (v_th / tau_mem).detach()[n])
-            rise = rise.masked_fill(~inside, math.inf)
-            # 0 up to rounding; its gradient is that of the crossing, by implicit differentiation
-            miss = u_y - threshold[n]
-            y = y + (miss - miss.detach()) / effective_slope(rise)
-            emitted.append((sample, n, (end - y).to(time), rise.to(time), torch.full_like(n, step)))
-            if holds:
-                free = (y - refractory[n]).clamp(min=0.0)
-                u = u.index_put(at, _from_rest(i_n, free, *tau_n, bias[n]))
-                release = release.index_put(at, end - y + refractory[n])
-                left = left.index_put(at, free.detach())
-            else:
-                u = u.index_put(at, u_n - v_th[n] * torch.exp(-y / tau_n[0]))  # eq. (3), seen from the end of the step
-                left = left.index_put(at, y.detach())
-            total += above.sum(1)
-            check_spike_count(int(total.max()))
-    return sorted_tape(emitted, time.new_empty((len(u), 0)))
+        candidates = (torch.maximum(free, u) >= least) | (release > end - dt)
+        if not candidates.any():
+            continue
+        at = sample, n = candidates.nonzero(as_tuple=True)
+        tau = tau_mem[n], tau_syn[n]
+        u_n, i_n, released = u_begin[at], i_begin[at], release[at]
+        zero, before = torch.zeros_like(u_n), torch.full_like(n, BEFORE)
+        parts = [(zero + dt, zero, zero, zero, before)]
+        if comes[step]:
+            y, u_jump, i_jump, last = _as_one(psp[step][at], psc[step][at], longest[n], dt, *tau)
+            parts = [(dt - y, y, zero, zero, before), (y, zero, u_jump, i_jump, last)]
+        for length, rest, u_arriving, i_arriving, kind in parts:
+            u_n, i_n = u_n + u_arriving, i_n + i_arriving
+            left = torch.minimum(length, end - rest - released).clamp(min=0.0)  # without what is held at rest
+            u_n = torch.where(left < length, -bias[n], u_n)
+            i_n = i_n * torch.exp(-(length - left) / tau[1])
+            while True:
+                with torch.no_grad():
+                    after, fired = _next_crossing(u_n, i_n, left, threshold[n], *tau)
+                if not fired.any():
+                    break
+                k = fired.nonzero().squeeze(1)
+                after, m, tau_k = after[k], n[k], (tau[0][k], tau[1][k])
+                u_k, i_k = flow(u_n[k], i_n[k], *differentiable_decay(after, *tau_k))
+                # a crossing whose slope is lost to rounding still has a finite gradient
+                rise = slope(i_k, threshold[m], tau_k[0]).detach().clamp(min=1e-16 * (v_th / tau_mem).detach()[m])
+                # 0 up to rounding; its gradient is that of the crossing, by implicit differentiation
+                miss = u_k - threshold[m]
+                after = after - (miss - miss.detach()) / effective_slope(rise)
+                to_end = (left[k] - after).clamp(min=0.0)
+                spike_time = end - (to_end + rest[k])
+                code, spike_step = KINDS * m + kind[k], torch.full_like(m, step)
+                emitted.append((sample[k], code, spike_time.to(time), rise.to(time), spike_step))
+                total += torch.bincount(sample[k], minlength=len(total))
+                check_spike_count(int(total.max()))
+                released = released.index_put((k,), spike_time + refractory[m])
+                following = (to_end - refractory[m]).clamp(min=0.0)
+                u_n = u_n.index_put((k,), -bias[m])  # eq. (3)
+                i_n = i_n.index_put((k,), i_n[k] * torch.exp(-(after + to_end - following) / tau_k[1]))
+                left = left.index_put((k,), following)
+            u_n, i_n = flow(u_n, i_n, *differentiable_decay(left, *tau))
+        u = u.index_put(at, u_n)
+        release = release.index_put(at, released)
+    return with_kinds(sorted_tape(emitted, time.new_empty((len(u), 0))))
+
+
+def _as_one(
+    psp: Tensor, psc: Tensor, longest: Tensor, dt: float, tau_mem: Tensor, tau_syn: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What stands for the arrivals of a step: the time before its end, what it adds to U and I, and where spikes behind it lie.
+
+    To U it adds 0, whose gradient is not: when it comes depends on (psp, psc), but not what follows, which is the state at
+    the end of the step, run backwards.
+    """
+    with torch.no_grad():
+        y = arrival_offset(psp, psc, tau_mem, tau_syn)
+        inside = (y >= -EDGE * dt) & (y <= (1.0 + EDGE) * dt)
+    y = torch.where(inside, y.clamp(0.0, dt), longest)
+    a, s, phi = differentiable_decay(y, tau_mem, tau_syn)
+    u_jump, i_jump = rewind(psp, psc, a, s, phi)
+    between = psp / torch.where(inside, 1.0, phi)
+    kind = torch.where(inside, AFTER, BETWEEN)
+    return y, torch.where(inside, u_jump - u_jump.detach(), 0.0), torch.where(inside, i_jump, between), kind
 
 
 def _effects(
@@ -99,32 +136,31 @@ def _effects(
     return psp, psc
 
 
-def _from_rest(i: Tensor, y: Tensor, tau_mem: Tensor, tau_syn: Tensor, bias: Tensor) -> Tensor:
-    """U of a neuron that has been free for the time ``y``, which V began at 0, with the current ``i`` now."""
-    a, s, phi = differentiable_decay(y, tau_mem, tau_syn)
-    return flow(-bias, i / s, a, s, phi)[0]
-
-
-def _crossing(
+def _next_crossing(
     u: Tensor, i: Tensor, left: Tensor, threshold: Tensor, tau_mem: Tensor, tau_syn: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The time y <= ``left`` with U(-y) = ``threshold``, where U is (u, i) now and not below the threshold; and whether U was
-    below it at -``left``. Where it was not, y is ``left``: the spike stays there.
+    """The first dt in [0, left] with U(dt) = ``threshold`` while rising, and where there is one. U has at most one extremum."""
+    u_end, i_end = flow(u, i, *elementwise_decay(left, tau_mem, tau_syn))
+    below = (u < threshold) & (left > 0.0)
+    peaks = below & (u_end < threshold) & (i > u) & (i > 0.0) & (i_end < u_end)
+    peak = peak_time(torch.where(peaks, u, 0.0), torch.where(peaks, i, 1.0), tau_mem, tau_syn)
+    peaks &= i * torch.exp(-peak / tau_syn) >= threshold  # U = I at the peak
+    crossing = peaks | (below & (u_end >= threshold))
+    on_threshold = (u >= threshold) & (i > u)  # only by rounding
 
-    U has at most one extremum, so there is one crossing: bisection-guarded Newton from the left.
-    """
-    y, below, not_below = left, left, torch.zeros_like(left)
-    inside = rewind(u, i, *elementwise_decay(left, tau_mem, tau_syn))[0] < threshold
+    # bisection-guarded Newton, from the left
+    low, high = torch.zeros_like(u), torch.where(peaks, peak, left)
+    dt = low
     for _ in range(100):
-        u_y, i_y = rewind(u, i, *elementwise_decay(y, tau_mem, tau_syn))
-        under = u_y < threshold
-        below, not_below = torch.where(under, y, below), torch.where(under, not_below, y)
-        rise = slope(i_y, u_y, tau_mem)
-        following = y - (threshold - u_y) / torch.where(rise > 0.0, rise, math.inf)
-        outside = (following > below) | (following < not_below) | (rise <= 0.0)
-        following = torch.where(outside, 0.5 * (below + not_below), following)
-        moved = inside & ((following - y).abs() > 1e-14 * left)  # V is right to far less than 1e-12
-        y = torch.where(inside, following, left)
+        u_now, i_now = flow(u, i, *elementwise_decay(dt, tau_mem, tau_syn))
+        under = u_now < threshold
+        low, high = torch.where(under, dt, low), torch.where(under, high, dt)
+        rise = slope(i_now, u_now, tau_mem)
+        following = dt + (threshold - u_now) / torch.where(rise > 0.0, rise, math.inf)
+        outside = (following < low) | (following > high) | (rise <= 0.0)
+        following = torch.where(outside, 0.5 * (low + high), following)
+        moved = crossing & ((following - dt).abs() > 1e-14 * left)  # V is right to far less than 1e-12
+        dt = following
         if not moved.any():
             break
-    return y, inside
+    return torch.where(on_threshold, 0.0, dt), crossing | on_threshold

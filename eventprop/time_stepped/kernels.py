@@ -16,11 +16,13 @@ from torch import Tensor
 
 from ..event_driven.kernels.adjoint import backward_tasks
 from ..event_driven.kernels.common import weight_gradient
-from ..event_driven.kernels.forward import NEVER, next_crossing, recorded, sort_by_time
+from ..event_driven.kernels.forward import NEVER, ROUNDING, next_crossing, recorded, sort_by_time
+from ..exponential import exp
 from ..jit import arrays, is_finite, jit, threads
-from ..neuron import adjoint_flow, decay, effect_time_gradient, flow, rewind, slope, spike_jump
+from ..neuron import adjoint_flow, arrival_offset, decay, effect_time_gradient, flow, slope, spike_jump
 from ..tape import MAX_SPIKES_PER_SAMPLE, Tape
 from .grid import Grid
+from .reference import AFTER, BEFORE, BETWEEN, EDGE, KINDS
 
 NO_STEP = -1
 
@@ -216,101 +218,116 @@ def gather_weighted(
 
 
 @jit
-def advance(v, i, v_end, a, s, phi):
-    """Flow of all neurons over one step."""
+def advance(v, i, v_end, i_end, can_cross, a, s, phi, least):
+    """Flow of all neurons over one step without arrivals, and which of them can cross the threshold in it: those that end it
+    with ``least`` = (a + phi) v_th, for the reason given for ``event_driven.kernels.forward.advance``."""
     for n in range(len(v)):
-        v_end[n], i[n] = flow(v[n], i[n], a, s, phi)
+        v_end[n], i_end[n] = flow(v[n], i[n], a, s, phi)
+        can_cross[n] = v_end[n] >= least
 
 
 @jit
-def receive(v, i, psp, psc):
-    """Add the effect of the arrivals of a step at its end."""
+def advance_and_receive(v, i, v_end, i_end, can_cross, psp, psc, a, s, phi, least):
+    """The same for a step with arrivals, which have raised (psp, psc) by its end. A V that crosses before them would have ended
+    the step with ``least`` without them."""
     for n in range(len(v)):
-        v[n] += psp[n]
-        i[n] += psc[n]
+        v_n, i_n = flow(v[n], i[n], a, s, phi)
+        v_end[n], i_end[n] = v_n + psp[n], i_n + psc[n]
+        can_cross[n] = max(v_n, v_end[n]) >= least
 
 
 @jit
-def flag(v, v_th, above, above_by_eight):
-    """Mark the neurons above the threshold; is there any?"""
-    for n in range(len(v)):
-        above[n] = v[n] >= v_th
-    return above_by_eight.any()
-
-
-@jit
-def crossing(v, i, y, coefficients, tau_mem, tau_syn, v_th):
-    """How long before the end of the step V, which is (v, i) there, crossed the threshold; the decay since; the slope.
-
-    The state at the end is run backwards by at most ``y``, whose decay is ``coefficients``. Where it is above the threshold
-    even then, as after inhibition that came within the step, the spike stays there and its time is a constant: its slope
-    counts as infinite.
-    """
-    v_left, i_left = rewind(v, i, *coefficients)
-    if v_left >= v_th:
-        return y, coefficients, np.inf
-    dt = next_crossing(v_left, i_left, v, i, y, tau_mem, tau_syn, v_th)
-    y = 0.0 if dt == NEVER else y - dt
-    a, s, phi = decay(y, tau_mem, tau_syn)
-    # a crossing whose slope is lost to rounding still has a finite gradient
-    return y, (a, s, phi), max(slope(i / s, v_th, tau_mem), 1e-16 * v_th / tau_mem)
+def as_one(psp, psc, dt, longest, tau_mem, tau_syn):
+    """What stands for the arrivals of a step, as in ``reference``: the time before its end, the weight, and where spikes behind
+    it lie."""
+    y = arrival_offset(psp, psc, tau_mem, tau_syn)
+    if -EDGE * dt <= y <= (1.0 + EDGE) * dt:
+        y = min(max(y, 0.0), dt)
+        return y, psc / exp(-y / tau_syn), AFTER
+    _, _, phi = decay(longest, tau_mem, tau_syn)
+    return longest, psp / phi, BETWEEN
 
 
 @jit
 def simulate(
-    drive, b, place, out_time, out_neuron, out_slope, out_step, dt, a, s, phi, tau_mem, tau_syn, v_th, exact
+    drive, b, place, out_time, out_neuron, out_slope, out_after, dt, a, s, phi, tau_mem, tau_syn, v_th, exact
 ):  # fmt: skip
     """Sample ``b``: write its spikes to ``out_*``, ordered by time, and return how many there are (more than fit in
     ``out_*``: only counted), or -1 if a potential is not finite."""
     neurons, capacity = drive.shape[3], len(out_time)
-    v, i, v_end = np.zeros(neurons), np.zeros(neurons), np.empty(neurons)
-    above = np.zeros(-(-neurons // 8) * 8, np.bool_)
-    above_by_eight = above.view(np.uint64)
+    v, i, v_end, i_end = np.zeros(neurons), np.zeros(neurons), np.empty(neurons), np.empty(neurons)
+    can_cross = np.zeros(-(-neurons // 8) * 8, np.bool_)
+    can_cross_by_eight = can_cross.view(np.uint64)
+    least = ROUNDING * (a + phi) * v_th if exact else v_th
+    longest = min(dt, tau_mem, tau_syn)
     spikes = 0
     for step in range(len(place)):
-        advance(v, i, v_end, a, s, phi)
-        if place[step] != NO_STEP:
-            receive(v_end, i, drive[0, place[step], b], drive[1, place[step], b])
+        at = place[step]
+        if at == NO_STEP:
+            advance(v, i, v_end, i_end, can_cross, a, s, phi, least)
+        else:
+            advance_and_receive(v, i, v_end, i_end, can_cross, drive[0, at, b], drive[1, at, b], a, s, phi, least)
         begin = spikes
-        if flag(v_end, v_th, above, above_by_eight):
-            for eight in range(len(above_by_eight)):
-                if above_by_eight[eight] == 0:
+        for eight in range(len(can_cross_by_eight)):
+            if can_cross_by_eight[eight] == 0:
+                continue
+            for n in range(8 * eight, 8 * eight + 8):
+                if not can_cross[n]:
                     continue
-                for n in range(8 * eight, 8 * eight + 8):
-                    if not above[n]:
-                        continue
-                    if not (v_end[n] < np.inf and abs(i[n]) < np.inf):
-                        return -1
-                    y, coefficients = dt, (a, s, phi)
-                    while True:
-                        if exact:
-                            y, coefficients, rise = crossing(v_end[n], i[n], y, coefficients, tau_mem, tau_syn, v_th)
-                            fall = v_th * coefficients[0]  # eq. (3), seen from the end of the step
-                        else:
-                            y, rise, fall = 0.0, (v_end[n] - v[n]) / dt, v_end[n]
-                        v_end[n] -= fall
+                if not (v_end[n] < np.inf and abs(i_end[n]) < np.inf):
+                    return -1
+                if not exact:
+                    if v_end[n] >= v_th:
                         if spikes < capacity:
-                            out_time[spikes] = (step + 1) * dt - y
-                            out_neuron[spikes], out_slope[spikes], out_step[spikes] = n, rise, step
+                            out_time[spikes], out_neuron[spikes] = (step + 1) * dt, KINDS * n + AFTER
+                            out_slope[spikes] = (v_end[n] - v[n]) / dt
+                        spikes += 1
+                        v_end[n] = 0.0
+                    continue
+                y, weight, last = 0.0, 0.0, BEFORE
+                if at != NO_STEP:
+                    psp, psc = np.float64(drive[0, at, b, n]), np.float64(drive[1, at, b, n])
+                    y, weight, last = as_one(psp, psc, dt, longest, tau_mem, tau_syn)
+                v_n, i_n = v[n], i[n]
+                for part in range(1 if last == BEFORE else 2):
+                    kind, left, rest = (last, y, 0.0) if part else (BEFORE, dt - y, y)
+                    i_n += weight if part else 0.0  # eq. (4)
+                    v_stop, i_stop = flow(v_n, i_n, *decay(left, tau_mem, tau_syn))
+                    while True:
+                        after = next_crossing(v_n, i_n, v_stop, i_stop, left, tau_mem, tau_syn, v_th)
+                        if after == NEVER:
+                            break
+                        left = max(left - after, 0.0)
+                        v_n, i_n = 0.0, i_n * exp(-after / tau_syn)  # eq. (3)
+                        v_stop -= v_th * exp(-left / tau_mem)  # eq. (3), seen from the end of the stretch
+                        if spikes < capacity:
+                            out_time[spikes] = (step + 1) * dt - (left + rest)
+                            out_neuron[spikes] = KINDS * n + kind
+                            # a crossing whose slope is lost to rounding still has a finite gradient
+                            out_slope[spikes] = max(slope(i_n, v_th, tau_mem), 1e-16 * v_th / tau_mem)
                         spikes += 1
                         if spikes > MAX_SPIKES_PER_SAMPLE:
                             return spikes
-                        if v_end[n] < v_th:
-                            break
+                    v_n, i_n = v_stop, i_stop
+                v_end[n] = v_n
         if begin < spikes <= capacity:
             sort_by_time(out_time[begin:spikes], out_neuron[begin:spikes], out_slope[begin:spikes])
+            for k in range(begin, spikes):
+                out_after[k] = KINDS * step + out_neuron[k] % KINDS
+                out_neuron[k] //= KINDS
         v, v_end = v_end, v
+        i, i_end = i_end, i
     return spikes if is_finite(v) and is_finite(i) else -1
 
 
 @jit(parallel=True)
 def simulate_batch(
-    drive, place, out_time, out_neuron, out_slope, out_step, dt, a, s, phi, tau_mem, tau_syn, v_th, exact
+    drive, place, out_time, out_neuron, out_slope, out_after, dt, a, s, phi, tau_mem, tau_syn, v_th, exact
 ):  # fmt: skip
     counts = np.zeros(drive.shape[2], np.int64)
     for b in numba.prange(drive.shape[2]):
         counts[b] = simulate(
-            drive, b, place, out_time[b], out_neuron[b], out_slope[b], out_step[b],
+            drive, b, place, out_time[b], out_neuron[b], out_slope[b], out_after[b],
             dt, a, s, phi, tau_mem, tau_syn, v_th, exact,
         )  # fmt: skip
     return counts
@@ -325,24 +342,34 @@ def flow_back(p, q, a, s, phi):
 
 @jit(parallel=True)
 def adjoint_batch(
-    place, out_time, out_neuron, out_slope, out_step, grad, grad_drive, dt, a, s, phi, tau_mem, tau_syn, v_th
+    place, out_time, out_neuron, out_slope, out_after, grad, grad_drive, dt, a, s, phi, tau_mem, tau_syn, v_th
 ):  # fmt: skip
     neurons = grad_drive.shape[3]
+    longest = min(dt, tau_mem, tau_syn)
+    _, _, whole = decay(longest, tau_mem, tau_syn)
     for b in numba.prange(len(out_time)):
         p, q = np.zeros(neurons), np.zeros(neurons)
         k = out_time.shape[1] - 1
         while k >= 0 and out_neuron[b, k] < 0:  # padding
             k -= 1
         for step in range(len(place) - 1, -1, -1):
-            while k >= 0 and out_step[b, k] == step:
-                n = out_neuron[b, k]
+            at = place[step]
+            if at != NO_STEP:
+                grad_drive[0, at, b] = p
+                grad_drive[1, at, b] = q
+            while k >= 0 and out_after[b, k] // KINDS == step:
+                n, kind = out_neuron[b, k], out_after[b, k] % KINDS
                 y = max((step + 1) * dt - np.float64(out_time[b, k]), 0.0)
                 a_y, s_y, phi_y = decay(y, tau_mem, tau_syn)
                 jump = spike_jump(a_y * p[n], np.float64(grad[b, k]), np.float64(out_slope[b, k]), v_th, tau_mem)
-                p[n] += jump / a_y  # the jump of p at the spike, flown to the end of the step
-                q[n] -= phi_y * jump / (a_y * s_y)
+                p_jump, q_jump = jump / a_y, -phi_y * jump / (a_y * s_y)  # flown to the end of the step
+                p[n] += p_jump
+                q[n] += q_jump
+                if at != NO_STEP and kind == AFTER:
+                    grad_drive[0, at, b, n] += p_jump
+                    grad_drive[1, at, b, n] += q_jump
+                elif kind == BETWEEN:
+                    _, _, raised = decay(max(longest - y, 0.0), tau_mem, tau_syn)
+                    grad_drive[0, at, b, n] += raised / whole * jump
                 k -= 1
-            if place[step] != NO_STEP:
-                grad_drive[0, place[step], b] = p
-                grad_drive[1, place[step], b] = q
             flow_back(p, q, a, s, phi)

@@ -29,10 +29,11 @@ class TimeStepped(Solver):
     """Solve a layer on a time grid. Any linear map can be its synapses, and cost grows with the number of steps.
 
     ``scheme="exponential"`` advances each neuron by its closed-form flow, which has no discretisation error between
-    spikes. A neuron spikes in the steps at whose end its potential is above the threshold, as often as it takes to bring it
-    below; the time within the step comes from running the state at the end backwards. Backward is the exact gradient of
-    what forward computes, at any ``dt``. The error against ``EventDriven`` falls about as dt^2 (loss) and dt (gradient);
-    ``eventprop.convergence`` measures it.
+    spikes. Of what arrives in a step it sees the sum of the effects at the end, and takes it for one arrival at the time that
+    explains them. Every crossing of what follows is found, wherever in the step it lies and however often a neuron spikes
+    there. Backward is the exact gradient of what forward computes, at any ``dt``. Against ``EventDriven`` there is no error
+    where the arrivals of each step come at one time; otherwise it falls with the number of steps in which a neuron spikes
+    among arrivals at several times. ``eventprop.convergence`` measures it.
 
     ``scheme="euler"`` is the classic discretisation: explicit Euler steps, spikes on grid points, at most one per step
     and a reset to 0, and for the backward pass the adjoint equations, discretised in the same way. Its gradient is *not*

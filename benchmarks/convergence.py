@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,12 @@ def study_random(sizes: list[int], loss: str) -> list[Convergence]:
 
 def study_trained(experiment: str, *overrides: str) -> list[Convergence]:
     config, network, dataset = trained(experiment, *overrides)
-    config.train.dtype = "float64"
+    config = replace(config, train=replace(config.train, dtype="float64"))
     order = torch.randperm(len(dataset.train.labels), generator=torch.Generator().manual_seed(SEED))
     arrivals, target = next(iter(encoded(config, dataset.train).batches(SAMPLES, order)))
 
     def build(solver: Solver) -> torch.nn.Sequential:
-        config.solver = solver
-        built = build_network(config, network[0].in_features, dataset.num_classes)
+        built = build_network(replace(config, solver=solver), network[0].in_features, dataset.num_classes)
         built.load_state_dict(network.state_dict())
         return built
 

@@ -353,7 +353,11 @@ def test_convergence_to_the_event_driven_solver(reduce):
         lambda solver: convergence_network([4, 5, 3], solver, reduce), arrivals, target, F.cross_entropy, t_end=40.0,
         dts=(2.0, 1.0, 0.5, 0.2, 0.1, 0.05),
     )  # fmt: skip
+    # at the smallest step hardly any neuron spikes among arrivals at several times; without them the error is rounding
+    assert exponential.counts_changed[-1] == 0.0
+    assert exponential.gradient_error[-1] < 1e-4
     assert exponential.order(exponential.loss_error) >= 1.8
-    assert exponential.order(exponential.gradient_error) >= 0.9
+    assert exponential.order(exponential.gradient_error) >= 1.8
+    assert (exponential.gradient_error_unchanged < 0.05).all()
     assert (exponential.loss_error < euler.loss_error).all()
     assert (exponential.gradient_error < euler.gradient_error).all()

@@ -33,6 +33,7 @@ RESULTS = Path("results") if Path("results").is_dir() else Path("../results")
 plt.rcParams.update({"figure.dpi": 100, "axes.spines.top": False, "axes.spines.right": False})
 
 speed = json.loads((RESULTS / "speed.json").read_text())
+precision = json.loads((RESULTS / "work_precision.json").read_text())
 scaling = json.loads((RESULTS / "scaling.json").read_text())
 
 # %% [markdown]
@@ -128,7 +129,7 @@ Markdown("\n".join(lines))
 # %%
 rows = [
     {"series": row["solver"], "ms": row["ms"], "error": row["gradient_error"], "dt": row["dt"]}
-    for row in speed["work_precision"]
+    for row in precision["rows"]
 ]
 figure, ax = plt.subplots(figsize=(7, 4.4), layout="constrained")
 plot_work_precision(rows, ax=ax)

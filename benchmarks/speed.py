@@ -12,7 +12,8 @@ are left out (Linux).
 Work and precision: for the solvers of this package at several step lengths, the time per step and how far the gradient of the
 first layer is from that of the event-driven solver in float64.
 
-Writes results/speed.json, results/speed.md and results/work_precision.png; refuses to replace another machine's results.
+Writes results/speed.json and results/speed.md, and results/work_precision.json with its picture, which ``--precision`` makes
+alone; refuses to replace another machine's results.
 """
 
 from __future__ import annotations
@@ -223,29 +224,33 @@ def table(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="One job on this package and on every installed peer.")
     parser.add_argument("--only", nargs="+", choices=ADAPTERS, help="print these and event_driven, write nothing")
+    parser.add_argument("--precision", action="store_true", help="measure work and precision alone")
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--patience", type=float, default=2.0, help="seconds of a second step, after which one stops")
     arguments = parser.parse_args()
-    path = RESULTS / "speed.json"
-    here = machine()
-    if path.exists() and (there := json.loads(path.read_text())["machine"]) != here:
-        parser.error(
-            f"{path} holds the results of another machine ({there}); this one is {here}. Move the file away first"
-        )
+    path, precision, here = RESULTS / "speed.json", RESULTS / "work_precision.json", machine()
+    for found in (path, precision):
+        if found.exists() and (there := json.loads(found.read_text())["machine"]) != here:
+            parser.error(
+                f"{found} holds the results of another machine ({there}); this one is {here}. Move the file away first"
+            )
     names = [name for name in ADAPTERS if arguments.only is None or name in (*arguments.only, "event_driven")]
     job = make_job(20)
-    report = {
-        **provenance(),
-        "events_per_image": float(np.isfinite(job.times).sum(2).mean()),
-        "contenders": compare(names, job, arguments.turns, arguments.patience),
-    }  # fmt: skip
-    print(table(report))
-    if arguments.only is None:
-        report["work_precision"] = work_precision(job)
-        RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
+    if not arguments.precision:
+        report = {
+            **provenance(),
+            "events_per_image": float(np.isfinite(job.times).sum(2).mean()),
+            "contenders": compare(names, job, arguments.turns, arguments.patience),
+        }  # fmt: skip
+        print(table(report))
+        if arguments.only is not None:
+            return
         path.write_text(json.dumps(report, indent=1) + "\n")
         (RESULTS / "speed.md").write_text(table(report) + "\n")
-        plot(report["work_precision"], RESULTS / "work_precision.png")
+    rows = work_precision(job)
+    precision.write_text(json.dumps({**provenance(), "rows": rows}, indent=1) + "\n")
+    plot(rows, RESULTS / "work_precision.png")
 
 
 if __name__ == "__main__":

@@ -277,12 +277,12 @@ def test_recurrence_on_a_grid_converges_to_the_exact_one():
     torch.manual_seed(3)
     module, spikes = recurrent(6, LIF(), 2.0), random_spikes(4, 5)
     exact, errors = module(spikes), []
-    for dt in (0.2, 0.05, 0.0125):
+    for dt in (2.0, 0.5, 0.05):
         module.solver = TimeStepped(40.0, dt)
         output = module(spikes)
         assert torch.equal(output.count(), exact.count())
         errors.append(float((output.to_times() - exact.to_times()).detach().nan_to_num().abs().mean()))
-    assert errors[2] < errors[0] / 16.0  # at least of first order
+    assert errors[2] < errors[1] / 10.0 < errors[0] / 40.0  # at least of first order; seen: 1e-2, 2e-5 and rounding
 
 
 def test_a_bias_spike_is_an_input_that_always_comes():

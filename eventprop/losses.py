@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import bounds, is_finite, positive
+from .checks import bounds, is_finite, not_negative, positive, real
 from .layers import LeakyReadout, SpikingLinear
 from .neuron import LIF
 from .spikes import Spikes
@@ -44,9 +44,7 @@ def first_spike_cross_entropy(
     Raises:
         ParameterError: if a target spike is so late that a term, or its gradient, exceeds the dtype of the times.
     """
-    positive("tau1", tau1)
-    if not 0 <= alpha < math.inf:
-        raise ValueError(f"alpha must be >= 0 and finite, got {alpha}")
+    tau0, tau1, alpha = positive("tau0", tau0), positive("tau1", tau1), not_negative("alpha", alpha)
     time = spikes.first_spike_time()
     check_target(target, time)
     logits, fired = _first_spike_logits(time, tau0)
@@ -98,7 +96,7 @@ def spike_time_mse(spikes: Spikes, target: Tensor, tau: float = 1.0) -> Tensor:
     >>> spike_time_mse(Spikes.from_times(torch.tensor([[3.0, 8.0]])), torch.tensor([[1.0, math.inf]]))
     tensor(4.)
     """
-    positive("tau", tau)
+    tau = positive("tau", tau)
     time = spikes.first_spike_time()
     if target.shape != time.shape:
         raise ValueError(f"target must have shape {list(time.shape)}, one time per neuron, got {list(target.shape)}")
@@ -129,6 +127,7 @@ def smooth_count(spikes: Spikes, t_end: float, tau: float) -> Tensor:
     tensor([[1.0000, 0.6321]])
     """
     t_end = positive("t_end", t_end)
+    tau = positive("tau", tau)
     _check_scale("tau", tau, spikes.time)
     time = spikes.time.double()
     left = torch.where((time >= 0.0) & (time <= t_end), t_end - time, 0.0)
@@ -163,6 +162,7 @@ def spike_count_penalty(
     >>> spike_count_penalty(busy, t_end=100.0, tau=1.0, low=1.0, high=2.0)  # (3 - 2)^2, for one of two neurons
     tensor(0.5000)
     """
+    low, high, tau = real("low", low), real("high", high), positive("tau", tau)
     if not (0 <= low <= high and low < math.inf):
         raise ValueError(f"low and high must satisfy 0 <= low <= high, low finite, got low={low} and high={high}")
     counts = smooth_count(spikes, t_end, tau).double()
@@ -237,8 +237,8 @@ def _mean(each: Tensor) -> Tensor:
 
 
 def _check_scale(name: str, tau: float, time: Tensor) -> None:
-    """Raise unless a time scale is positive and its inverse, the size of gradients, has a number in the dtype of ``time``."""
-    if not 1.0 / positive(name, tau) <= torch.finfo(time.dtype).max:
+    """Raise unless the inverse of a time scale, the size of gradients, has a number in the dtype of ``time``."""
+    if not 1.0 / tau <= torch.finfo(time.dtype).max:
         raise ParameterError(
             f"{name}={tau} is too small: 1/{name}, the size of gradients, exceeds {_name(time)}; choose a larger {name}"
         )
@@ -263,8 +263,7 @@ class FirstSpike:
     def __post_init__(self) -> None:
         positive("tau0", self.tau0)
         positive("tau1", self.tau1)
-        if not 0 <= self.alpha < math.inf:
-            raise ValueError(f"alpha must be >= 0 and finite, got {self.alpha}")
+        not_negative("alpha", self.alpha)
 
     def output_layer(self, in_features: int, num_classes: int, **synapses) -> SpikingLinear:
         return SpikingLinear(in_features, num_classes, **synapses)

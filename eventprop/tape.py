@@ -47,3 +47,4 @@ def check_finite(finite: bool) -> None:
 
 
 # edited
+# edited

@@ -25,6 +25,7 @@ def layer(neuron, solver, kind=SpikingLinear, neurons: int = 4, **options) -> Sp
 
 def assert_exact_gradients(module: SpikingLinear) -> None:
     """Of all parameters and of the input times."""
+    torch.manual_seed(10)  # a shared parameter is one number, which must not be nearly 0 by chance
     spikes = random_spikes(2, 5, per_neuron=1)
     time = spikes.time.clone().requires_grad_(True)
 
@@ -74,12 +75,12 @@ def test_gradients_are_exact(dt, refractory, shared):
 
 @pytest.mark.parametrize("refractory", [0.0, 3.0])
 def test_spikes_and_gradients_approach_those_of_the_event_driven_solver(refractory):
-    """The gradient's error falls at least in proportion to dt: of steps an eighth as long, it must be less than a quarter. The
-    bounds of 1e-3 ms and 1 % are those of a step of 0.025 ms: its error in time is less than dt^2 of some 0.6e-3, with slack
-    for slopes."""
+    """The gradient's error falls at least in proportion to dt: of steps an eighth as long, it must be less than a quarter. So
+    long steps that many of them have arrivals at several times, which is where a grid errs."""
+    torch.manual_seed(3)
     found = []
     spikes = random_spikes(8, 5)
-    for solver in (EventDriven(40.0), TimeStepped(40.0, 0.2), TimeStepped(40.0, 0.025)):
+    for solver in (EventDriven(40.0), TimeStepped(40.0, 2.0), TimeStepped(40.0, 0.25)):
         module = layer(diverse(4, refractory=refractory), solver)
         first = module(spikes).first_spike_time()
         first[first.isfinite()].sum().backward()

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from .tensorlike import traced
 
+VMAP: Any = torch._C._parse_dispatch_key("VmapMode")  # of is_grads_batched
 LIBRARY = torch.library.Library("eventprop", "DEF")
 
 
@@ -57,13 +58,21 @@ def operator(shapes: Callable[..., Any], *padding: float) -> Callable[[Callable]
 
         @functools.wraps(function)
         def call(*arguments):
-            if traced(*(x for x in arguments if isinstance(x, Tensor))):
+            if _transforming() or traced(*(x for x in arguments if isinstance(x, Tensor))):
                 return made(*arguments)
             return plain(*arguments)  # the dispatcher would take 10 to 20 us, a few percent of a training step
 
         return call
 
     return register
+
+
+def _transforming() -> bool:
+    """Whether ``torch.func``, or ``is_grads_batched`` of ``torch.autograd.grad``, is at work."""
+    if torch.compiler.is_compiling():
+        return True
+    batching = torch._C._dispatch_tls_is_dispatch_key_included(VMAP)
+    return batching or torch._C._functorch.maybe_current_level() is not None
 
 
 def _in_full_precision(function: Callable) -> Callable:

@@ -48,3 +48,4 @@ def check_finite(finite: bool) -> None:
 
 # edited
 # edited
+# edited

@@ -150,7 +150,7 @@ def test_recurrent_spikes_are_those_of_a_feed_forward_layer_that_is_fed_them(del
     output = module(spikes)
     fed = SpikingLinear(11, 6, solver=SOLVER, dtype=torch.float64)
     fed.weight.data.copy_(torch.cat([module.weight, module.recurrent_weight], dim=1))
-    # without a delay, what is fed comes with the spike that it follows, and rounding decides which is first: hence a trifle later
+    # without a delay, what is fed comes with the spike that it follows; rounding would decide which is first: hence a bit later
     later = delay or 1e-9
     again = output.reordered(output.time + later, output.index)
     inputs = torch.cat([spikes.time, again.time], 1).detach()

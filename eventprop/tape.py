@@ -46,6 +46,3 @@ def check_finite(finite: bool) -> None:
         )
 
 
-# edited
-# edited
-# edited

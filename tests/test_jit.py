@@ -120,6 +120,7 @@ def test_what_was_imported_before_an_edit_is_not_kept_under_the_digest_after_it(
 import pathlib, sys
 import eventprop
 path = pathlib.Path(eventprop.__file__).parent / "tape.py"
+assert "copy" in path.parts
 if sys.argv[1] == "edit":
     path.write_text(path.read_text() + "# edited\\n")
 import eventprop.jit
@@ -128,7 +129,7 @@ eventprop.jit.is_finite(np.ones(2))
 """
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "copy"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     for how, kept in (("edit", 0), ("leave", 1)):
-        subprocess.run([sys.executable, "-c", script, how], env=environment, check=True)
+        subprocess.run([sys.executable, "-c", script, how], cwd=tmp_path, env=environment, check=True)
         assert len(list((tmp_path / "cache").rglob("*.nbi"))) == kept
 
 

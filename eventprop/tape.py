@@ -44,5 +44,3 @@ def check_finite(finite: bool) -> None:
             "weight must be finite: it gives a membrane potential that is NaN or infinite; lower the weights and the learning "
             "rate"
         )
-
-

@@ -137,7 +137,7 @@ def test_backends_agree(neuron):
         torch.testing.assert_close(a.time, b.time, rtol=0, atol=1e-12)
         torch.testing.assert_close(a.slope, b.slope, rtol=1e-12, atol=1e-12)
         grad = torch.randn_like(a.time)
-        arguments = (arrivals.time, arrivals.index, weight_t, a, grad, neuron, neuron.v_th, 40.0, True, True)
+        arguments = (arrivals.time, arrivals.index, weight_t.t(), a, grad, neuron, neuron.v_th, 40.0, True, True)
         for x, y in zip(kernels.adjoint(*arguments), reference.adjoint(*arguments), strict=True):
             assert float((x - y).abs().max()) <= 1e-12 * float(x.abs().max())
         arguments = (arrivals.time, arrivals.index)

@@ -49,8 +49,7 @@ def spikes_adjoint(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dL/dtime [B, K] and dL/dweight [N, M] from ``grad`` [B, S] = dL/dat; empty where not needed."""
     solver, tape = _backend(backend), Tape(at, source, slope, after)
-    weight_t = solver.input_major(weight)
-    grads = solver.adjoint(time, index, weight_t, tape, grad, LIF(*neuron), v_reset, t_end, need_time, need_weight)
+    grads = solver.adjoint(time, index, weight, tape, grad, LIF(*neuron), v_reset, t_end, need_time, need_weight)
     none = weight.new_empty(0)
     return grads[0] if need_time else none, grads[1] if need_weight else none.clone()
 

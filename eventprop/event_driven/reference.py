@@ -119,13 +119,14 @@ def average_adjoint(time: Tensor, index: Tensor, grad: Tensor, neuron: LIF, t_en
 
 
 def adjoint(
-    time: Tensor, index: Tensor, weight_t: Tensor, tape: Tape, grad: Tensor, neuron: LIF, v_reset: float, t_end: float,
+    time: Tensor, index: Tensor, weight: Tensor, tape: Tape, grad: Tensor, neuron: LIF, v_reset: float, t_end: float,
     need_time: bool, need_weight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dL/dtime [B, K] and dL/dweight [N, M] from ``grad`` [B, S] = dL/d(emitted time); empty where not needed.
 
     ``v_reset`` is by how much a spike lowers V: v_th, or 0 for mere observations of V.
     """
+    weight_t = weight.t()
     p, q = _rest(time, weight_t)
     grad_weight = torch.zeros_like(weight_t if need_weight else weight_t[:0])
     grad_time = torch.zeros_like(time if need_time else time[:, :0])

@@ -14,7 +14,7 @@ from ...exponential import exp
 from ...jit import arrays, jit, threads
 from ...neuron import LIF, adjoint_flow, arrival_time_gradient, decay, spike_jump
 from ...tape import Tape
-from .common import weight_gradient
+from .common import input_major, weight_gradient
 
 ADJOINT_BLOCK = 384  # most neurons per backward task
 # Every chunk of samples but the first has a weight gradient of its own, to be added up: more chunks for more threads, fewer for
@@ -23,18 +23,19 @@ CHUNK, FEWEST_TASKS, MOST_TASKS = 32, 2, 4  # samples; backward tasks
 
 
 def adjoint(
-    time: Tensor, index: Tensor, weight_t: Tensor, tape: Tape, grad: Tensor, neuron: LIF, v_reset: float, t_end: float,
+    time: Tensor, index: Tensor, weight: Tensor, tape: Tape, grad: Tensor, neuron: LIF, v_reset: float, t_end: float,
     need_time: bool, need_weight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dL/dtime [B, K] and dL/dweight [N, M] from ``grad`` [B, S] = dL/d(emitted time); empty where not needed.
 
     ``v_reset`` is by how much a spike lowers V: v_th, or 0 for mere observations of V.
     """
-    (batch, arrivals), (inputs, width) = time.shape, weight_t.shape
+    (batch, arrivals), (width, inputs) = time.shape, weight.shape
     blocks = -(-width // ADJOINT_BLOCK)
     chunks = max(1, min(batch, backward_tasks(batch) // max(blocks, 1)))
     inputs = inputs if need_weight else 0
-    received = arrays(time, index, weight_t, *tape, grad)
+    # the weights are needed for the gradient of the times alone
+    received = arrays(time, index, input_major(weight) if need_time else weight.new_empty(0, width), *tape, grad)
     real = received[2].dtype
     shares = np.empty((chunks, inputs, width), real)
     grad_time = np.zeros((blocks, batch, arrivals if need_time else 0), real)

@@ -183,21 +183,20 @@ for study in studies:
         print(f"{study.scheme + ' ' + name:27s}" + "".join(f"{value:9.1e}" for value in getattr(study, name)))
 
 # %% [markdown]
-# Slopes in log-log are the orders. The exponential scheme solves each spike time within its step: the error of its loss should
-# fall as dt², and that of its gradient as dt. The gradient is off where an arrival and an output spike share a step, which gets
-# rare as dt falls. So with few samples the points scatter and the fitted orders are rough; `benchmarks/convergence.py` takes
-# 200 samples. The Euler scheme puts spikes on grid points: it emits more or fewer spikes than it should in most samples unless
-# dt is small, and converges more slowly.
+# On a grid, all that arrives in one step counts as one arrival. The exponential scheme solves each spike time within its step,
+# so it errs only where a neuron spikes among arrivals at several times of one step. That gets rare as dt falls, and once no step
+# has such arrivals, what is left is rounding. The Euler scheme puts spikes on grid points: it emits more or fewer spikes than it
+# should in most samples unless dt is small, and converges slowly. `benchmarks/convergence.py` takes more samples, and trained
+# networks.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.8), layout="constrained")
 labels = {"loss_error": "error of the loss", "gradient_error": "relative error of the gradient"}
 for ax, (name, label) in zip(axes, labels.items(), strict=True):
     for study, color, marker in zip(studies, ("#0072B2", "#D55E00"), "os", strict=True):
-        values, order = getattr(study, name), study.order(getattr(study, name))
-        ax.loglog(study.dt, values, marker, color=color, markersize=5, label=f"{study.scheme}: order {order:.2f}")
-        fit = np.exp(np.mean(np.log(values)) + order * (np.log(study.dt) - np.mean(np.log(study.dt))))
-        ax.loglog(study.dt, fit, color=color, linewidth=1)
+        ax.loglog(
+            study.dt, getattr(study, name), marker + "-", color=color, markersize=5, linewidth=1, label=study.scheme
+        )
     ax.set(xlabel="dt (ms)", ylabel=label)
     ax.legend(frameon=False, fontsize="small")
     ax.grid(alpha=0.3)

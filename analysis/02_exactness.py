@@ -183,11 +183,11 @@ for study in studies:
         print(f"{study.scheme + ' ' + name:27s}" + "".join(f"{value:9.1e}" for value in getattr(study, name)))
 
 # %% [markdown]
-# On a grid, all that arrives in one step counts as one arrival. The exponential scheme solves each spike time within its step,
-# so it errs only where a neuron spikes among arrivals at several times of one step. That gets rare as dt falls, and once no step
-# has such arrivals, what is left is rounding. The Euler scheme puts spikes on grid points: it emits more or fewer spikes than it
-# should in most samples unless dt is small, and converges slowly. `benchmarks/convergence.py` takes more samples, and trained
-# networks.
+# On a grid, all that arrives in one step counts as one arrival. The exponential scheme solves each spike time within its
+# step, so it errs only where a neuron spikes among arrivals at several times of one step. That gets rare as dt falls, and
+# once no step has such arrivals, what is left is rounding. The Euler scheme puts spikes on grid points: it emits more or
+# fewer spikes than it should in most samples unless dt is small, and converges slowly. `benchmarks/convergence.py` takes
+# more samples, and trained networks.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.8), layout="constrained")

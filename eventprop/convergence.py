@@ -142,7 +142,8 @@ def _errors(samples: list[_Sample], scale: np.ndarray) -> list[float]:
     everywhere = np.ones_like(same)
 
     def relative(over: np.ndarray) -> float:
-        return _mean(np.array(gradients)[over]) / _mean(scale[over])
+        size = _mean(scale[over])
+        return _mean(np.array(gradients)[over]) / size if size > 0 else math.nan  # samples without a gradient
 
     return [
         _mean(torch.cat(times).numpy()),  # a network without spikes has no spike time error: NaN

@@ -56,13 +56,8 @@ class _Effects(FirstOrder):
     @staticmethod
     def backward(ctx, _, grad):
         time, index, steps = ctx.saved_tensors
-        return (
-            operators.grid_effects_adjoint(time, index, steps, grad, *ctx.solver._constants(ctx.neuron, time)),
-            None,
-            None,
-            None,
-            None,
-        )
+        constants = ctx.solver._constants(ctx.neuron, time)
+        return operators.grid_effects_adjoint(time, index, steps, grad, *constants), None, None, None, None
 
 
 class _Drive(FirstOrder):

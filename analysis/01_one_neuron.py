@@ -19,7 +19,7 @@
 # One leaky integrate-and-fire neuron with four inputs is enough to see the whole method. We draw its potential and its
 # spikes, then the two adjoint variables that run backwards in time, and read the weight gradient off them. At the end we
 # look at the places where this gradient is large, missing, or blind: grazing spikes, silent neurons, and jumps of the loss.
-# Equation numbers are those of `eventprop/neuron.py`.
+# Equation numbers are those of `eventprop/core/neuron.py`.
 
 # %%
 import torch
@@ -27,8 +27,8 @@ from matplotlib import pyplot as plt
 
 from eventprop import LIF, EventDriven, Spikes, SpikingLinear
 from eventprop.losses import silent_margin
-from eventprop.plots import plot_adjoint, plot_loss_along, plot_neuron
-from eventprop.traces import adjoint_trace
+from eventprop.tools.plots import plot_adjoint, plot_loss_along, plot_neuron
+from eventprop.tools.traces import adjoint_trace
 
 plt.rcParams["figure.dpi"] = 90
 torch.set_default_dtype(torch.float64)

@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 from eventprop.collect import collect, markdown
-from eventprop.plots import COLORS, plot_training
+from eventprop.tools.plots import COLORS, plot_training
 
 RESULTS = Path("results") if Path("results").is_dir() else Path("../results")
 METHODS = {"EventProp": "eventprop", "surrogate": "surrogate"}

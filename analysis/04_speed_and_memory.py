@@ -27,7 +27,7 @@ from IPython.display import Markdown
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
-from eventprop.plots import BLUE, GREEN, PURPLE, SKY, VERMILION, plot_growth, plot_work_precision
+from eventprop.tools.plots import BLUE, GREEN, PURPLE, SKY, VERMILION, plot_growth, plot_work_precision
 
 RESULTS = Path("results") if Path("results").is_dir() else Path("../results")
 plt.rcParams.update({"figure.dpi": 100, "axes.spines.top": False, "axes.spines.right": False})

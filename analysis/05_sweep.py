@@ -30,7 +30,7 @@ from matplotlib.ticker import PercentFormatter
 from omegaconf import OmegaConf
 
 from eventprop.collect import collect, markdown
-from eventprop.plots import plot_training
+from eventprop.tools.plots import plot_training
 
 RESULTS = Path("results/sweep")
 RESULTS = RESULTS if RESULTS.is_dir() else ".." / RESULTS

@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from provenance import provenance
 
 from eventprop import EventDriven, TimeStepped
-from eventprop.config import CONFIG_DIRECTORY, Config, parse
+from eventprop.training.config import CONFIG_DIRECTORY, Config, parse
 from eventprop.training.data import encode
 from eventprop.training.loop import evaluate, train_epoch
 from surrogate_baseline.alignment import align, gradients

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from trained import trained
 
 from eventprop import LeakyReadout, Spikes, SpikingLinear, first_spike_cross_entropy
-from eventprop.convergence import Convergence, study_convergence
-from eventprop.solver import Solver
+from eventprop.solvers.solver import Solver
+from eventprop.tools.convergence import Convergence, study_convergence
 from eventprop.training.loop import build_network, encoded
 
 SAMPLES, SEED = 200, 1

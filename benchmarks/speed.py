@@ -147,7 +147,7 @@ def work_precision(job: Job, repeats: int = 15) -> list[dict[str, Any]]:
 
     from eventprop import LIF, EventDriven, Spikes, TimeStepped
     from eventprop.losses import MeanVoltage
-    from eventprop.networks import fully_connected
+    from eventprop.training.networks import fully_connected
     from surrogate_baseline.solver import SurrogateTimeStepped
 
     loss, neuron = MeanVoltage(), LIF(job.tau_mem, job.tau_syn, job.v_th)
@@ -192,7 +192,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from eventprop.plots import plot_work_precision
+    from eventprop.tools.plots import plot_work_precision
 
     ax = plot_work_precision(
         [{"series": r["solver"], "ms": r["ms"], "error": r["gradient_error"], "dt": r["dt"]} for r in rows]

@@ -19,10 +19,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from provenance import in_new_process, peak_memory
 
-from eventprop.config import CONFIG_DIRECTORY, Config, parse
 from eventprop.data import Split
-from eventprop.time_stepped import kernels
-from eventprop.time_stepped.grid import Grid
+from eventprop.solvers.time_stepped import kernels
+from eventprop.solvers.time_stepped.grid import Grid
+from eventprop.training.config import CONFIG_DIRECTORY, Config, parse
 from eventprop.training.data import encode
 
 WARM_UP, REPEATS = 2000, 200

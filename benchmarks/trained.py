@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from hydra import compose, initialize_config_dir
 
-from eventprop.config import CONFIG_DIRECTORY, Config, parse
 from eventprop.data import Dataset
+from eventprop.training.config import CONFIG_DIRECTORY, Config, parse
 from eventprop.training.loop import build_network, encoded, train_epoch
 
 

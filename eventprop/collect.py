@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from .command_line import command
-from .config import ConfigError
-from .training.run_log import MAY_CHANGE, flat
+from eventprop.training.command_line import command
+from eventprop.training.config import ConfigError
+from eventprop.training.run_log import MAY_CHANGE, flat
 
 COLUMNS = (
     "experiment", "method", "setting", "n", "test_accuracy_mean", "test_accuracy_sd", "epochs", "seconds_mean",

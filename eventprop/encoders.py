@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import fraction, positive, real
-from .spikes import FLOATS, Spikes, traced
+from eventprop.core.checks import fraction, positive, real
+from eventprop.core.spikes import FLOATS, Spikes, traced
 
 
 def latency_encode(images: Tensor, t_min: float = 0.0, t_max: float = 20.0, threshold: float = 1 / 255) -> Spikes:

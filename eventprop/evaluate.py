@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .command_line import command, options
-from .config import parse
-from .training.loop import EVALUATION_BATCH, encoded, evaluate, load_data
-from .training.restore import Parse, restore
+from eventprop.training.command_line import command, options
+from eventprop.training.config import parse
+from eventprop.training.loop import EVALUATION_BATCH, encoded, evaluate, load_data
+from eventprop.training.restore import Parse, restore
 
 
 def run(arguments: Sequence[str], parse: Parse) -> dict[str, float]:

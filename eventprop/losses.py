@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import bounds, is_finite, not_negative, positive, real
-from .layers import LeakyReadout, SpikingLinear
-from .neuron import LIF
-from .spikes import Spikes
+from eventprop.core.checks import bounds, is_finite, not_negative, positive, real
+from eventprop.core.neuron import LIF
+from eventprop.core.spikes import Spikes
+from eventprop.layers.linear import SpikingLinear
+from eventprop.layers.readout import LeakyReadout
 
 
 class ParameterError(ValueError):

@@ -16,11 +16,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .command_line import command, options
-from .config import ConfigError, mistakes_in, parse
-from .layers import SpikingModule
-from .spikes import Spikes
-from .training.restore import restore
+from eventprop.core.spikes import Spikes
+from eventprop.layers.linear import SpikingModule
+from eventprop.training.command_line import command, options
+from eventprop.training.config import ConfigError, mistakes_in, parse
+from eventprop.training.restore import restore
 
 
 def read_image(path: str, shape: Sequence[int], invert: bool = False) -> Tensor:

@@ -17,11 +17,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .command_line import SHOW_TRACEBACKS, command, fail, is_mistake, note_in_files, one_line, readable
-from .config import CONFIG_DIRECTORY, Config, ConfigError, parse
-from .training.loop import train
-from .training.parallel import Processes, silence_followers
-from .training.run_log import RunDirectory
+from eventprop.training.command_line import (
+    SHOW_TRACEBACKS,
+    command,
+    fail,
+    is_mistake,
+    note_in_files,
+    one_line,
+    readable,
+)
+from eventprop.training.config import CONFIG_DIRECTORY, Config, ConfigError, parse
+from eventprop.training.loop import train
+from eventprop.training.parallel import Processes, silence_followers
+from eventprop.training.run_log import RunDirectory
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eventprop.spikes import Spikes
+from eventprop.core.spikes import Spikes
 
 
 @dataclass(frozen=True)

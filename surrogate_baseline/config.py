@@ -1,4 +1,4 @@
-"""The configuration of the baseline: the groups of ``eventprop.config``, with the baseline's choices."""
+"""The configuration of the baseline: the groups of ``eventprop.training.config``, with the baseline's choices."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from eventprop import config as exact
-from eventprop.config import Config, ConfigError, Groups, build
-from eventprop.solver import Solver
+from eventprop.solvers.solver import Solver
+from eventprop.training import config as exact
+from eventprop.training.config import Config, ConfigError, Groups, build
 
 from .encoders import Direct, Latency, Poisson
 from .losses import FirstSpikeStep, MaxPotential, RateCrossEntropy, RateMSE

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eventprop import latency_encode
-from eventprop.checks import fraction, whole
+from eventprop.core.checks import fraction, whole
 from eventprop.encoders import unit_values
 from eventprop.training.data import BatchEncoder
 

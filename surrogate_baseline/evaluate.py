@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from eventprop.command_line import command
 from eventprop.evaluate import run
+from eventprop.training.command_line import command
 
 from .config import parse
 

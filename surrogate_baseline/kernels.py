@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eventprop.jit import arrays, inlined, jit, threads
+from eventprop.solvers.compilation.jit import arrays, inlined, jit, threads
 
 from .dynamics import Dynamics
 from .surrogates import SURROGATES, BuiltIn, derivative

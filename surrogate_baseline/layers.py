@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eventprop.checks import finite_entries
+from eventprop.core.checks import finite_entries
 
 # where gathering rows beats a dense product on two CPU cores: share of entries that are not zero, and number of outputs
 SPARSE, WIDE = 0.1, 64

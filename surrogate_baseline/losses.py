@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eventprop.checks import positive
+from eventprop.core.checks import positive
 from eventprop.losses import ParameterError, check_target, cross_entropy
 
 from .neurons import IF, Potential

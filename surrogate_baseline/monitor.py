@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eventprop.layers import SpikingModule
-from eventprop.spikes import Spikes
+from eventprop.core.spikes import Spikes
+from eventprop.layers.linear import SpikingModule
 
 from .neurons import IF
 from .solver import RasterSpikes, SurrogateTimeStepped

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from eventprop.checks import whole
+from eventprop.core.checks import whole
 
 from .layers import Dropout, Linear, Stepwise
 from .losses import Objective

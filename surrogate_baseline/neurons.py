@@ -11,11 +11,11 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from eventprop.autograd import FirstOrder
-from eventprop.checks import is_finite, positive
-from eventprop.layers import SpikingModule
-from eventprop.spikes import FLOATS
-from eventprop.tape import check_finite
+from eventprop.core.autograd import FirstOrder
+from eventprop.core.checks import is_finite, positive
+from eventprop.core.spikes import FLOATS
+from eventprop.layers.linear import SpikingModule
+from eventprop.solvers.tape import check_finite
 
 from .dynamics import Dynamics
 from .surrogates import ARCTAN, Surrogate, check_surrogate

@@ -27,14 +27,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eventprop import LIF, GridSpikes, Spikes, TimeStepped
-from eventprop.autograd import FirstOrder
-from eventprop.neuron import adjoint_flow, decay, flow, integrated_psp
-from eventprop.observe import observe
-from eventprop.spikes import whole_steps
-from eventprop.tape import Tape
-from eventprop.time_stepped import operators
-from eventprop.time_stepped.grid import Grid, dense
-from eventprop.time_stepped.reference import KINDS
+from eventprop.core.autograd import FirstOrder
+from eventprop.core.neuron import adjoint_flow, decay, flow, integrated_psp
+from eventprop.core.observe import observe
+from eventprop.core.spikes import whole_steps
+from eventprop.solvers.tape import Tape
+from eventprop.solvers.time_stepped import operators
+from eventprop.solvers.time_stepped.grid import Grid, dense
+from eventprop.solvers.time_stepped.reference import KINDS
 
 from .surrogates import ARCTAN, Surrogate, check_surrogate, derivative
 

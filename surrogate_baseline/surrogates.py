@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from eventprop.checks import positive
+from eventprop.core.checks import positive
 
 Surrogate = Callable[[Tensor], Tensor]
 

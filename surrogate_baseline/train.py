@@ -5,8 +5,8 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from eventprop.config import CONFIG_DIRECTORY
 from eventprop.train import run, start
+from eventprop.training.config import CONFIG_DIRECTORY
 
 from .config import parse
 

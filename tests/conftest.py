@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eventprop import LIF, LeakyReadout, LearnableLIF, Spikes, SpikingLinear
-from eventprop.solver import Solver
+from eventprop.solvers.solver import Solver
 
 torch.set_num_threads(1)  # the problems are tiny: a second thread would only wait
 

@@ -10,7 +10,7 @@ import torch
 from conftest import random_network, random_spikes
 
 from eventprop import LIF, EventDriven, GridSpikes, Spikes, SpikingLinear, TimeStepped, check_gradients, latency_encode
-from eventprop.augment import BackgroundSpikes, ShiftImage, SpikeDropout, SpikeTimeJitter
+from eventprop.layers.augmentation import BackgroundSpikes, ShiftImage, SpikeDropout, SpikeTimeJitter
 
 MODULES = [SpikeDropout(0.3), SpikeTimeJitter(2.0), ShiftImage(2), BackgroundSpikes(0.01, 40.0)]
 

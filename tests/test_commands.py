@@ -15,9 +15,10 @@ from test_training import SMALL_YIN_YANG, run
 
 import eventprop.train
 import surrogate_baseline.train
-from eventprop import LIF, collect, command_line, evaluate, predict
-from eventprop.config import ConfigError, mistakes_in, parse
+from eventprop import LIF, collect, evaluate, predict
 from eventprop.data import load_mnist
+from eventprop.training import command_line
+from eventprop.training.config import ConfigError, mistakes_in, parse
 
 TINY = (*SMALL_YIN_YANG, "data.n_validation=10", "model.hidden=[20]", "train.epochs=1")
 

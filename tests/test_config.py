@@ -8,8 +8,8 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from eventprop import config as configuration
-from eventprop.config import CONFIG_DIRECTORY, ConfigError
+from eventprop.training import config as configuration
+from eventprop.training.config import CONFIG_DIRECTORY, ConfigError
 from surrogate_baseline import config as baseline
 
 FILES = {path.stem: path.read_text() for path in Path(CONFIG_DIRECTORY, "experiment").glob("*.yaml")}

@@ -10,7 +10,7 @@ import torch
 from conftest import random_network, random_spikes
 from torch.nn import functional as F
 
-from eventprop import (
+from eventprop import (  # fmt: skip
     LIF,
     AveragePool2d,
     EarliestSpikePool2d,
@@ -24,7 +24,7 @@ from eventprop import (
     TimeStepped,
     check_gradients,
     latency_encode,
-)  # fmt: skip
+)
 
 EXACT = 1e-7  # promise P3
 ROUNDING = 1e-12  # the same events in another order

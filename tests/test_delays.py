@@ -9,7 +9,7 @@ import torch
 from conftest import random_network, random_spikes
 
 from eventprop import LIF, EventDriven, GridSpikes, Spikes, SpikingLinear, TimeStepped, check_gradients
-from eventprop.delays import Delay, DelayedSpikingLinear
+from eventprop.layers.delays import Delay, DelayedSpikingLinear
 
 EXACT = 1e-7  # promise P3
 SOLVERS = [EventDriven(40.0), TimeStepped(40.0, 0.5)]

@@ -27,11 +27,11 @@ from eventprop import (
     SpikingRecurrent,
     TimeStepped,
     check_gradients,
-    tape,
 )
-from eventprop.delays import DelayedSpikingLinear
+from eventprop.core.neuron import decay
+from eventprop.layers.delays import DelayedSpikingLinear
 from eventprop.losses import silent_margin
-from eventprop.neuron import decay
+from eventprop.solvers import tape
 
 CASES, PARTS, GRADIENT_CASES, READOUT_CASES = 300, 6, 60, 40
 EPS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}

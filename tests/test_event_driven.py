@@ -10,9 +10,10 @@ import torch
 from conftest import random_network, random_spikes
 from scipy.special import lambertw
 
-from eventprop import LIF, EventDriven, Spikes, SpikingLinear, tape
-from eventprop.event_driven import kernels, reference
-from eventprop.neuron import decay
+from eventprop import LIF, EventDriven, Spikes, SpikingLinear
+from eventprop.core.neuron import decay
+from eventprop.solvers import tape
+from eventprop.solvers.event_driven import kernels, reference
 
 
 @pytest.fixture(params=["numba", "torch"])

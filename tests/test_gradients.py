@@ -10,7 +10,7 @@ from conftest import random_network
 from torch.nn import functional as F
 
 from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear, check_gradients, first_spike_cross_entropy
-from eventprop.neuron import decay
+from eventprop.core.neuron import decay
 
 # |analytic - numeric| / |numeric|: what the differences are good for in float64 (see check_gradients)
 EXACT = 1e-7

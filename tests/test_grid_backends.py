@@ -7,8 +7,8 @@ import torch
 from conftest import random_spikes, smooth
 
 from eventprop import SpikingLinear, TimeStepped
-from eventprop.time_stepped import kernels, reference
-from eventprop.time_stepped.grid import Grid
+from eventprop.solvers.time_stepped import kernels, reference
+from eventprop.solvers.time_stepped.grid import Grid
 
 
 @pytest.mark.parametrize("scheme", ["exponential", "euler"])

@@ -19,9 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from test_config import composed, parse
 
 from eventprop import LIF, EventDriven, Spikes, SpikingLinear
-from eventprop.config import ConfigError
 from eventprop.data import DataError, mnist
 from eventprop.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from eventprop.training.config import ConfigError
 
 NETWORKS = 10_000
 

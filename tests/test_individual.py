@@ -9,7 +9,7 @@ import torch
 from conftest import ALL, diverse, random_network, random_spikes
 
 from eventprop import LIF, EventDriven, LearnableLIF, Spikes, SpikingLinear, TimeStepped, check_gradients
-from eventprop.delays import DelayedSpikingLinear
+from eventprop.layers.delays import DelayedSpikingLinear
 from surrogate_baseline.solver import SurrogateTimeStepped
 
 EXACT = 1e-7  # promise P3
@@ -259,7 +259,7 @@ def test_what_is_not_offered_is_named(build, error, message):
 
 
 def test_too_many_spikes_are_an_error(monkeypatch):
-    monkeypatch.setattr("eventprop.tape.MAX_SPIKES_PER_SAMPLE", 100)
+    monkeypatch.setattr("eventprop.solvers.tape.MAX_SPIKES_PER_SAMPLE", 100)
     module = layer(diverse(4), TimeStepped(40.0, 1.0))
     module.weight.data.abs_().mul_(100.0)
     with pytest.raises(ValueError, match="more than 100 spikes"):

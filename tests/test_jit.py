@@ -24,9 +24,8 @@ from eventprop import (
     SpikingLinear,
     SpikingRecurrent,
     TimeStepped,
-    cache,
-    jit,
 )
+from eventprop.solvers.compilation import cache, jit
 from surrogate_baseline import neurons
 from surrogate_baseline.solver import SurrogateTimeStepped
 from surrogate_baseline.surrogates import SURROGATES
@@ -35,7 +34,7 @@ from surrogate_baseline.surrogates import SURROGATES
 PROBE = """
 import json, os, sys, warnings
 from pathlib import Path
-from eventprop import cache, jit, neuron, tape
+from eventprop.solvers.compilation import cache, jit
 from eventprop.probe import rise
 
 found = {}
@@ -54,8 +53,8 @@ for name, environment in json.loads(sys.argv[1]).items():
 print(json.dumps(found))
 """
 KERNEL = """
-from .neuron import slope
-from .tape import MAX_SPIKES_PER_SAMPLE
+from .core.neuron import slope
+from .solvers.tape import MAX_SPIKES_PER_SAMPLE
 
 def rise(i):
     return slope(i, 0.0, 1.0) + MAX_SPIKES_PER_SAMPLE
@@ -104,9 +103,9 @@ def test_an_edited_equation_is_never_served_from_a_cache(tmp_path):
             assert len(said) == (0 if name in kept else 1), said
             assert all("set NUMBA_CACHE_DIR to a folder that can be written" in message for message in said)
         if hits and expected == 3 + LIMIT:
-            edit("neuron.py", "return (i - v) / tau_mem", "return 2.0 * (i - v) / tau_mem")
+            edit("core/neuron.py", "return (i - v) / tau_mem", "return 2.0 * (i - v) / tau_mem")
         elif expected == 6 + LIMIT:
-            edit("tape.py", "MAX_SPIKES_PER_SAMPLE = 2**20", "MAX_SPIKES_PER_SAMPLE = 1")
+            edit("solvers/tape.py", "MAX_SPIKES_PER_SAMPLE = 2**20", "MAX_SPIKES_PER_SAMPLE = 1")
     assert not list(work.iterdir())  # no cache in the working directory
     assert not list(package.rglob("*.nbi"))  # nor beside the sources
     assert (tmp_path / "home" / ".cache" / "eventprop").is_dir()
@@ -119,13 +118,13 @@ def test_what_was_imported_before_an_edit_is_not_kept_under_the_digest_after_it(
     script = """
 import pathlib, sys
 import eventprop
-path = pathlib.Path(eventprop.__file__).parent / "tape.py"
+path = pathlib.Path(eventprop.__file__).parent / "solvers/tape.py"
 assert "copy" in path.parts
 if sys.argv[1] == "edit":
     path.write_text(path.read_text() + "# edited\\n")
-import eventprop.jit
+import eventprop.solvers.compilation.jit
 import numpy as np
-eventprop.jit.is_finite(np.ones(2))
+eventprop.solvers.compilation.jit.is_finite(np.ones(2))
 """
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "copy"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     for how, kept in (("edit", 0), ("leave", 1)):

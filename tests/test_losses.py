@@ -11,7 +11,6 @@ from conftest import random_network, random_spikes
 from test_config import composed, parse
 
 from eventprop import LIF, EventDriven, Spikes, SpikingLinear, TimeStepped, check_gradients, first_spike_cross_entropy
-from eventprop.config import ConfigError
 from eventprop.losses import (
     FirstSpike,
     MaxVoltage,
@@ -23,6 +22,7 @@ from eventprop.losses import (
     spike_count_penalty,
     spike_time_mse,
 )
+from eventprop.training.config import ConfigError
 from eventprop.training.loop import train
 
 INF = math.inf

@@ -12,7 +12,7 @@ from conftest import random_spikes
 from torch import nn
 
 import eventprop
-from eventprop import (
+from eventprop import (  # fmt: skip
     AveragePool2d,
     BiasSpike,
     EarliestSpikePool2d,
@@ -24,11 +24,11 @@ from eventprop import (
     SpikingLinear,
     SpikingRecurrent,
     TimeStepped,
-)  # fmt: skip
-from eventprop.augment import BackgroundSpikes, ShiftImage, SpikeDropout, SpikeTimeJitter
-from eventprop.delays import Delay, DelayedSpikingLinear
+)
+from eventprop.layers.augmentation import BackgroundSpikes, ShiftImage, SpikeDropout, SpikeTimeJitter
+from eventprop.layers.delays import Delay, DelayedSpikingLinear
 from eventprop.losses import FirstSpike
-from eventprop.networks import fully_connected
+from eventprop.training.networks import fully_connected
 from surrogate_baseline.layers import Linear
 
 EXACT, GRID = EventDriven(40.0), TimeStepped(40.0, 1.0)
@@ -104,9 +104,9 @@ def test_a_module_that_is_built_on_meta_becomes_what_it_would_have_been(make, on
 
 def test_no_module_is_left_out():
     kinds = set()
-    for info in pkgutil.iter_modules(eventprop.__path__):
-        if info.name in ("spikes", "augment", "convolution", "delays", "layers", "learnable", "networks"):
-            module = importlib.import_module(f"eventprop.{info.name}")
+    for package in (eventprop.core, eventprop.layers):
+        for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            module = importlib.import_module(info.name)
             kinds |= {x for x in vars(module).values() if isinstance(x, type) and issubclass(x, nn.Module)}
     tested = {type(part) for make in MODULES.values() for part in built(make, "cpu").modules()}
     assert {kind.__name__ for kind in kinds - tested if not kind.__name__.startswith("_")} == {"SpikingModule"}

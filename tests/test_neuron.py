@@ -11,7 +11,7 @@ from scipy.integrate import quad, solve_ivp
 from scipy.optimize import minimize_scalar
 
 from eventprop import LIF
-from eventprop.neuron import decay, flow, integrated_psp, peak_time
+from eventprop.core.neuron import decay, flow, integrated_psp, peak_time
 
 
 def double(x: float) -> torch.Tensor:
@@ -94,7 +94,7 @@ def test_the_exponentials_of_the_kernels():
     """Against the C library's, over all sizes of the argument; in a loop, as the kernels use them."""
     import numba
 
-    from eventprop.exponential import exp, expm1
+    from eventprop.solvers.compilation.exponential import exp, expm1
 
     @numba.njit
     def both(x, e, m):

@@ -20,11 +20,11 @@ from eventprop import (
     binary_latency_encode,
     latency_encode,
 )
-from eventprop.augment import BackgroundSpikes, ShiftImage, SpikeDropout, SpikeTimeJitter
-from eventprop.convolution import AveragePool2d
-from eventprop.delays import Delay, DelayedSpikingLinear
 from eventprop.encoders import sequence_encode
-from eventprop.layers import BiasSpike
+from eventprop.layers.augmentation import BackgroundSpikes, ShiftImage, SpikeDropout, SpikeTimeJitter
+from eventprop.layers.bias import BiasSpike
+from eventprop.layers.convolution import AveragePool2d
+from eventprop.layers.delays import Delay, DelayedSpikingLinear
 from eventprop.losses import first_spike_cross_entropy, smooth_count, spike_time_mse
 
 OPTIONAL = ("tau_weight", "k")  # None means that it is not given

@@ -77,7 +77,7 @@ def test_the_number_of_threads_stays_as_it_was_set():
         "import torch; torch.set_num_threads(1); import numba\n"
         "from eventprop import EventDriven, Spikes, SpikingLinear\n"
         "SpikingLinear(1, 1, solver=EventDriven(40.0))(Spikes.from_times(torch.zeros(1, 1))); print(torch.get_num_threads())\n"
-        "from eventprop.jit import threads\nwith threads(): print(numba.get_num_threads())"
+        "from eventprop.solvers.compilation.jit import threads\nwith threads(): print(numba.get_num_threads())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]

@@ -11,8 +11,9 @@ import torch
 from conftest import random_spikes
 from matplotlib import pyplot as plt
 
-from eventprop import LIF, EventDriven, Spikes, SpikingLinear, check_gradients, plots
-from eventprop.traces import adjoint_trace, potential_trace
+from eventprop import LIF, EventDriven, Spikes, SpikingLinear, check_gradients
+from eventprop.tools import plots
+from eventprop.tools.traces import adjoint_trace, potential_trace
 
 matplotlib.use("Agg")
 

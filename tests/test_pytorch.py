@@ -12,9 +12,9 @@ from conftest import ALL, random_network, random_spikes, smooth
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, parametrizations, prune, vector_to_parameters
 
-import eventprop.event_driven.operators
-import eventprop.time_stepped.operators  # noqa: F401  (they register themselves)
-from eventprop import (
+import eventprop.solvers.event_driven.operators
+import eventprop.solvers.time_stepped.operators  # noqa: F401  (they register themselves)
+from eventprop import (  # fmt: skip
     LIF,
     AveragePool2d,
     EventDriven,
@@ -25,8 +25,8 @@ from eventprop import (
     SpikingLinear,
     SpikingRecurrent,
     TimeStepped,
-)  # fmt: skip
-from eventprop.delays import Delay, DelayedSpikingLinear
+)
+from eventprop.layers.delays import Delay, DelayedSpikingLinear
 
 EXACT, GRID = EventDriven(40.0), TimeStepped(40.0, 1.0)
 F64 = {"dtype": torch.float64}

@@ -22,7 +22,7 @@ from eventprop import (
     TimeStepped,
     check_gradients,
 )
-from eventprop.neuron import decay, decay_by_tau
+from eventprop.core.neuron import decay, decay_by_tau
 
 EXACT = 1e-7  # promise P3
 SOLVER = EventDriven(40.0)

@@ -23,10 +23,10 @@ from eventprop import (
     TimeStepped,
     first_spike_cross_entropy,
     latency_encode,
-    report,
 )
-from eventprop.augment import SpikeDropout
-from eventprop.delays import Delay
+from eventprop.layers.augmentation import SpikeDropout
+from eventprop.layers.delays import Delay
+from eventprop.tools import report
 from surrogate_baseline.layers import Linear
 from surrogate_baseline.neurons import LIF as RateLIF
 from surrogate_baseline.solver import SurrogateTimeStepped

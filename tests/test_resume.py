@@ -21,9 +21,9 @@ from test_config import composed, parse
 from test_training import SMALL_YIN_YANG, metrics_of, run
 
 from eventprop import losses
-from eventprop.config import ConfigError
 from eventprop.data import load_yin_yang
 from eventprop.training.checkpoint import CheckpointError, load_checkpoint, previous_of, save_checkpoint
+from eventprop.training.config import ConfigError
 from eventprop.training.loop import NonFiniteError, train
 from eventprop.training.run_log import RunDirectory
 

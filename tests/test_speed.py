@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from eventprop import LIF, EventDriven, Spikes, SpikingLinear
 from eventprop.losses import MeanVoltage
-from eventprop.networks import fully_connected
+from eventprop.training.networks import fully_connected
 
 BATCH, INPUTS, HIDDEN, CLASSES, STEPS = 64, 784, 350, 10, 40
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, StackDataset, default_collate
 
-from eventprop import (
+from eventprop import (  # fmt: skip
     EventDriven,
     GridSpikes,
     Spikes,
@@ -22,7 +22,7 @@ from eventprop import (
     TimeStepped,
     binary_latency_encode,
     latency_encode,
-)  # fmt: skip
+)
 from eventprop.encoders import sequence_encode
 from surrogate_baseline.solver import RasterSpikes, SurrogateTimeStepped
 

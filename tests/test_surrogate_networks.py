@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from eventprop import LIF as CurrentLIF
 from eventprop import EventDriven, SpikingLinear, TimeStepped
 from eventprop.losses import MeanVoltage
-from eventprop.networks import fully_connected
+from eventprop.training.networks import fully_connected
 from surrogate_baseline.alignment import align, gradients
 from surrogate_baseline.encoders import Direct, Latency, Poisson
 from surrogate_baseline.layers import Dropout, Linear, Stepwise

@@ -10,9 +10,9 @@ from conftest import random_spikes
 from torch import nn
 
 from eventprop import LIF, GridSpikes, LeakyReadout, Spikes, SpikingLayer, SpikingLinear, TimeStepped, check_gradients
-from eventprop.augment import SpikeDropout
+from eventprop.layers.augmentation import SpikeDropout
 from eventprop.losses import FirstSpike, MaxVoltage, MeanVoltage, smooth_count
-from eventprop.networks import fully_connected
+from eventprop.training.networks import fully_connected
 from surrogate_baseline.solver import RasterSpikes, SurrogateTimeStepped
 from surrogate_baseline.surrogates import Arctan, FastSigmoid
 

@@ -11,7 +11,7 @@ import pytest
 from test_training import SMALL_YIN_YANG
 
 from eventprop import collect
-from eventprop.config import ConfigError
+from eventprop.training.config import ConfigError
 
 TINY = (*SMALL_YIN_YANG, "data.n_validation=10", "model.hidden=[20]", "train.epochs=1")
 

@@ -15,11 +15,11 @@ from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear, Tim
 from eventprop.data import Split
 from eventprop.encoders import latency_encode
 from eventprop.losses import FirstSpike, MeanVoltage
-from eventprop.networks import convolutional, fully_connected
 from eventprop.training.checkpoint import previous_of
 from eventprop.training.data import encode, epoch_order
 from eventprop.training.loop import train
 from eventprop.training.metrics import HiddenActivity, Score
+from eventprop.training.networks import convolutional, fully_connected
 from eventprop.training.policies import bump_silent
 from eventprop.training.run_log import RunDirectory
 from eventprop.training.tensorboard import BINS, raster_images, weight_maps

@@ -9,9 +9,9 @@ import torch
 from conftest import ALL, diverse
 
 from eventprop import LIF, EventDriven, LeakyReadout, LearnableLIF, Spikes, SpikingLinear, SpikingRecurrent, TimeStepped
-from eventprop.gradcheck import check_gradients
+from eventprop.core.neuron import decay
 from eventprop.losses import silent_margin, smooth_count
-from eventprop.neuron import decay
+from eventprop.tools.gradcheck import check_gradients
 
 EXACT = 1e-7  # promise P3
 T_END = 40.0

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from eventprop import LIF, EventDriven
+from eventprop.core.spikes import Spikes
 from eventprop.losses import MeanVoltage
-from eventprop.networks import fully_connected
-from eventprop.solver import Solver
-from eventprop.spikes import Spikes
+from eventprop.solvers.solver import Solver
+from eventprop.training.networks import fully_connected
 
 from . import Job
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..checks import whole
+from eventprop.core.checks import whole
+
 from .dataset import Dataset, Split
 
 NOISE = 0.05  # standard deviation of every value of a pattern

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..checks import choice, whole
+from eventprop.core.checks import choice, whole
+
 from .dataset import DataError, Dataset, Split
 
 log = logging.getLogger(__name__)

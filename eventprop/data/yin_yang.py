@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..checks import whole
+from eventprop.core.checks import whole
+
 from .dataset import Dataset, Split
 
 RADIUS, DOT_RADIUS = 0.5, 0.1  # of the disk and of the two dots in it

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Split
-from ..spikes import Spikes
+from eventprop.core.spikes import Spikes
+from eventprop.data import Split
 
 CHUNK = 10_000  # samples encoded at once, to bound the memory that sorting takes
 EVALUATION = 0  # the "epoch" of batches to evaluate on; those to train on count from 1

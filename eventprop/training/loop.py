@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..config import Config, ConfigError, mistakes_in
-from ..data import Dataset, Split
-from ..losses import ParameterError
-from ..spikes import Spikes
+from eventprop.core.spikes import Spikes
+from eventprop.data import Dataset, Split
+from eventprop.losses import ParameterError
+
 from . import tensorboard
+from .config import Config, ConfigError, mistakes_in
 from .data import EncodedSplit, ImageSplit, encode, epoch_order, mixed_seed
 from .metrics import Progress, Score
 from .parallel import Processes

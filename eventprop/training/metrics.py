@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..convolution import SpikingConv2d
-from ..layers import SpikingLayer, SpikingLinear, SpikingModule
-from ..spikes import Spikes
+from eventprop.core.spikes import Spikes
+from eventprop.layers.convolution import SpikingConv2d
+from eventprop.layers.linear import SpikingLinear, SpikingModule
+from eventprop.layers.linear_map import SpikingLayer
 
 
 class HiddenActivity:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler
 
-from ..checks import positive
+from eventprop.core.checks import positive
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from ..config import ConfigError
+from .config import ConfigError
 from .metrics import Progress
 from .stop import StopRequest
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..config import ConfigError
-from ..layers import SpikingLinear, SpikingModule
+from eventprop.layers.linear import SpikingLinear, SpikingModule
+
+from .config import ConfigError
 from .metrics import HiddenActivity
 
 

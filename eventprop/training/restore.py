@@ -11,8 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
-from ..config import Config, ConfigError
 from .checkpoint import load_checkpoint, load_weights
+from .config import Config, ConfigError
 from .loop import build_network
 
 Parse = Callable[[DictConfig], Config]

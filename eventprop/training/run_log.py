@@ -16,8 +16,8 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from ..config import ConfigError
 from .checkpoint import CheckpointError, load_checkpoint, previous_of, save_checkpoint
+from .config import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..config import ConfigError
 from .checkpoint import load_weights
+from .config import ConfigError
 from .metrics import Progress
 from .run_log import versions
 

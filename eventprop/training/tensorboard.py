@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import ConfigError
-from ..data import Dataset
-from ..layers import SpikingModule
-from ..spikes import Spikes
+from eventprop.core.spikes import Spikes
+from eventprop.data import Dataset
+from eventprop.layers.linear import SpikingModule
+
+from .config import ConfigError
 
 SAMPLES, MAPS = 4, 64  # rasters, and weight maps, at most
 BINS = 200  # of time in a raster

@@ -1,0 +1,155 @@
+"""The backward pass: the adjoint variables of a layer, walked from its last spike to its first arrival.
+
+Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the longest row.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from eventprop.core.neuron import LIF, adjoint_flow, arrival_time_gradient, decay, spike_jump
+
+from ...compilation.exponential import exp
+from ...compilation.jit import arrays, jit, threads
+from ...tape import Tape
+from .common import input_major, weight_gradient
+
+ADJOINT_BLOCK = 384  # most neurons per backward task
+# Every chunk of samples but the first has a weight gradient of its own, to be added up: more chunks for more threads, fewer for
+# less memory to walk through. Sums must not depend on the number of threads, so chunks depend on the shapes alone.
+CHUNK, FEWEST_TASKS, MOST_TASKS = 32, 2, 4  # samples; backward tasks
+
+
+def adjoint(
+    time: Tensor, index: Tensor, weight: Tensor, tape: Tape, grad: Tensor, neuron: LIF, v_reset: float, t_end: float,
+    need_time: bool, need_weight: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dL/dtime [B, K] and dL/dweight [N, M] from ``grad`` [B, S] = dL/d(emitted time); empty where not needed.
+
+    ``v_reset`` is by how much a spike lowers V: v_th, or 0 for mere observations of V.
+    """
+    (batch, arrivals), (width, inputs) = time.shape, weight.shape
+    blocks = -(-width // ADJOINT_BLOCK)
+    chunks = max(1, min(batch, backward_tasks(batch) // max(blocks, 1)))
+    inputs = inputs if need_weight else 0
+    # the weights are needed for the gradient of the times alone
+    received = arrays(time, index, input_major(weight) if need_time else weight.new_empty(0, width), *tape, grad)
+    real = received[2].dtype
+    shares = np.empty((chunks, inputs, width), real)
+    grad_time = np.zeros((blocks, batch, arrivals if need_time else 0), real)
+    with threads():
+        adjoint_batch(*received, shares, grad_time, neuron.tau_mem, neuron.tau_syn, v_reset, t_end)
+        return torch.from_numpy(grad_time.sum(0)), weight_gradient(shares)
+
+
+def backward_tasks(batch: int) -> int:
+    """How many tasks share the backward pass of a batch."""
+    return min(max(batch // CHUNK, FEWEST_TASKS), MOST_TASKS)
+
+
+@jit
+def decays(time, out_time, out_after, spikes, stretch, spike, tau_mem, tau_syn, t_end):
+    """The coefficients of eq. (5): in ``stretch`` [3, K] from each arrival before the last of the ``spikes`` to the next one
+    (or t_end), and in ``spike`` [4, S] from the arrival before each spike to the spike, and how p decays from there to the
+    end of the stretch."""
+    arrivals = out_after[spikes - 1] + 1
+    length = np.empty(arrivals)
+    for e in range(arrivals):
+        until = np.float64(time[e + 1]) if e + 1 < len(time) else np.inf
+        length[e] = min(until, t_end) - np.float64(time[e])
+    for e in range(arrivals):
+        stretch[0, e], stretch[1, e], stretch[2, e] = decay(length[e], tau_mem, tau_syn)
+    since = np.empty(spikes)
+    until = np.empty(spikes)
+    for k in range(spikes):
+        e = out_after[k]
+        since[k] = np.float64(out_time[k]) - np.float64(time[e])
+        until[k] = length[e] - since[k]
+    for k in range(spikes):
+        spike[0, k], spike[1, k], spike[2, k] = decay(since[k], tau_mem, tau_syn)
+        spike[3, k] = exp(-until[k] / tau_mem)
+
+
+@jit
+def adjoint_sample(
+    time, index, weight_t, out_time, out_neuron, out_slope, out_after, grad, first, stop,
+    grad_weight, grad_time, stretch, spike, tau_mem, tau_syn, v_th, t_end,
+):  # fmt: skip
+    """Walk one sample backwards for the neurons [first, stop): add to ``grad_weight`` [M, N] unless it is empty, and
+    write their share of dL/dt of each arrival to ``grad_time`` [K] unless it is empty. ``stretch`` [3, K] and ``spike``
+    [4, S] are for ``decays``."""
+    real, width = weight_t.dtype.type, stop - first
+    p, q = np.zeros(width, weight_t.dtype), np.zeros(width, weight_t.dtype)
+    p_at, at = np.zeros(width), np.full(width, np.inf)  # p beyond the last jump in this stretch, and its time
+    own, jump = np.empty(len(out_time), np.int64), np.empty(len(out_time))
+    # the row of the weight gradient that gets its q in the next pass; at first, none
+    left = np.zeros(width, weight_t.dtype)
+    k = len(out_time) - 1
+    while k >= 0 and not first <= out_neuron[k] < stop:  # padding, and other blocks' spikes
+        k -= 1
+    if k < 0:
+        return
+    decays(time, out_time, out_after, k + 1, stretch, spike, tau_mem, tau_syn, t_end)
+    e = out_after[k]  # p = q = 0 after the last spike, so the walk starts there
+    while e >= 0:
+        jumps = 0
+        while k >= 0 and out_after[k] == e:
+            n = out_neuron[k] - first
+            if 0 <= n < width:
+                t = np.float64(out_time[k])
+                p_k = p[n] * spike[3, k] if at[n] == np.inf else p_at[n] * exp(-(at[n] - t) / tau_mem)
+                own[jumps], jump[jumps] = k, spike_jump(p_k, grad[k], out_slope[k], v_th, tau_mem)
+                p_at[n], at[n] = p_k + jump[jumps], t
+                jumps += 1
+            k -= 1
+        a_e, s_e, phi_e = real(stretch[0, e]), real(stretch[1, e]), real(stretch[2, e])
+        for n in range(width):
+            left[n] += q[n]
+            p[n], q[n] = adjoint_flow(p[n], q[n], a_e, s_e, phi_e)
+        for j in range(jumps):  # the flow is linear: what each jump adds at the start of the stretch
+            n = out_neuron[own[j]] - first
+            p_j, q_j = adjoint_flow(jump[j], 0.0, spike[0, own[j]], spike[1, own[j]], spike[2, own[j]])
+            p[n] += p_j
+            q[n] += q_j
+            at[n] = np.inf
+        now = time[e]
+        while e >= 0 and time[e] == now:  # all arrivals at this time
+            if len(grad_weight):
+                row = grad_weight[index[e], first:stop]
+                if e > 0 and time[e - 1] < now:  # another pass follows
+                    left = row
+                else:
+                    for n in range(width):
+                        row[n] += q[n]
+            if len(grad_time):
+                row = weight_t[index[e], first:stop]
+                total = real(0.0)
+                for n in range(width):
+                    total += arrival_time_gradient(p[n], q[n], row[n], tau_mem, tau_syn)
+                grad_time[e] = total
+            e -= 1
+
+
+@jit(parallel=True)
+def adjoint_batch(
+    time, index, weight_t, out_time, out_neuron, out_slope, out_after, grad, shares, grad_time,
+    tau_mem, tau_syn, v_th, t_end,
+):  # fmt: skip
+    """A task is a chunk of samples and a block of neurons. ``shares`` [chunks, M, N] is what the chunks give to dL/dweight, and
+    ``grad_time`` [blocks, B, K] what the blocks give to dL/dtime."""
+    batch, width = len(time), weight_t.shape[1]
+    chunks, blocks = len(shares), len(grad_time)
+    for task in numba.prange(chunks * blocks):
+        chunk, block = task // blocks, task % blocks
+        first, stop = block * width // blocks, (block + 1) * width // blocks
+        share = shares[chunk]
+        share[:, first:stop] = 0.0
+        stretch, spike = np.empty((3, time.shape[1])), np.empty((4, out_time.shape[1]))
+        for b in range(chunk * batch // chunks, (chunk + 1) * batch // chunks):
+            adjoint_sample(
+                time[b], index[b], weight_t, out_time[b], out_neuron[b], out_slope[b], out_after[b], grad[b],
+                first, stop, share, grad_time[block, b], stretch, spike, tau_mem, tau_syn, v_th, t_end,
+            )  # fmt: skip

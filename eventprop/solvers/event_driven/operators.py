@@ -1,0 +1,148 @@
+"""The event-driven solver's forward and backward passes as operators of torch, on either backend.
+
+``neuron`` is tau_mem, tau_syn and v_th of one type of neuron.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from eventprop.core.neuron import LIF
+
+from ..operators import TAPE_PADDING, operator, rows, some
+from ..tape import Tape
+from ..window import Window
+
+
+def _backend(name: str) -> ModuleType:
+    if name == "numba":
+        from . import kernels  # imported here: numba is slow to import
+
+        return kernels
+    from . import reference
+
+    return reference
+
+
+@operator(lambda time, *_: rows(time, some()), *TAPE_PADDING)
+def spikes(
+    time: Tensor, index: Tensor, weight: Tensor, neuron: Sequence[float], t_end: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The ``Tape`` of a layer with ``weight`` [N, M] that receives the spikes ``time``, ``index`` [B, K]."""
+    solver = _backend(backend)
+    return solver.forward(time, index, solver.input_major(weight), LIF(*neuron), t_end)
+
+
+def _of_inputs(time: Tensor, weight: Tensor, need_time: bool, need_weight: bool) -> tuple[Tensor, Tensor]:
+    return time.new_empty(time.shape if need_time else 0), weight.new_empty(weight.shape if need_weight else 0)
+
+
+@operator(lambda time, index, weight, *rest: _of_inputs(time, weight, *rest[6:8]))
+def spikes_adjoint(
+    time: Tensor, index: Tensor, weight: Tensor, at: Tensor, source: Tensor, slope: Tensor, after: Tensor, grad: Tensor,
+    v_reset: float, need_time: bool, need_weight: bool,
+    neuron: Sequence[float], t_end: float, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dL/dtime [B, K] and dL/dweight [N, M] from ``grad`` [B, S] = dL/dat; empty where not needed."""
+    solver, tape = _backend(backend), Tape(at, source, slope, after)
+    grads = solver.adjoint(time, index, weight, tape, grad, LIF(*neuron), v_reset, t_end, need_time, need_weight)
+    none = weight.new_empty(0)
+    return grads[0] if need_time else none, grads[1] if need_weight else none.clone()
+
+
+def _maximum(time: Tensor, index: Tensor, weight: Tensor, *_) -> tuple[Tensor, ...]:
+    value, after, at, arrival = rows(time, weight.shape[0])
+    return value, at, after, arrival, torch.empty_like(value)
+
+
+@operator(_maximum)
+def maximum(
+    time: Tensor, index: Tensor, weight: Tensor, neuron: Sequence[float], t_end: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The ``Maximum`` of neurons without threshold."""
+    solver = _backend(backend)
+    return solver.maximum(time, index, solver.input_major(weight), LIF(*neuron), t_end)
+
+
+@operator(_maximum)
+def maximum_by_tau(
+    time: Tensor, index: Tensor, weight: Tensor, tau: Tensor, t_end: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same for time constants in a tensor, ``tau`` [2]."""
+    solver = _backend(backend)
+    return solver.maximum(time, index, solver.input_major(weight), LIF(*tau.tolist()), t_end)
+
+
+@operator(lambda time, index, inputs, *_: time.new_empty((time.shape[0], inputs)))
+def average(time: Tensor, index: Tensor, inputs: int, neuron: Sequence[float], t_end: float, backend: str) -> Tensor:
+    """[B, M] time average over [0, t_end] of the potential that each of M ``inputs`` raises through a weight of 1."""
+    return _backend(backend).average(time, index, inputs, LIF(*neuron), t_end)
+
+
+@operator(lambda time, *_: torch.empty_like(time))
+def average_adjoint(
+    time: Tensor, index: Tensor, grad: Tensor, neuron: Sequence[float], t_end: float, backend: str
+) -> Tensor:
+    """dL/dtime [B, K] from ``grad`` [B, M], the gradient of what ``average`` returns."""
+    return _backend(backend).average_adjoint(time, index, grad, LIF(*neuron), t_end)
+
+
+@operator(lambda time, *_: rows(time, some()), *TAPE_PADDING)
+def recurrent_spikes(
+    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor, delay: float, t_end: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The ``Tape`` of ``neurons`` [N, 5] of all kinds, which also receive their own spikes through ``recurrent`` [N, N]."""
+    from .kernels import general
+
+    return general.forward(time, index, weight.t(), recurrent.t(), delay, neurons, t_end)
+
+
+@operator(lambda time, index, *parameters: tuple(torch.empty_like(x) for x in (time, *parameters[:3])))
+def recurrent_adjoint(
+    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor,
+    at: Tensor, neuron: Tensor, slope: Tensor, after: Tensor, grad: Tensor, delay: float, t_end: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dL/d(time, weight, recurrent, neurons) from ``grad`` [B, S] = dL/dat."""
+    from .kernels import general
+
+    by_time, by_weight_t, by_recurrent_t, by_neurons = general.adjoint(
+        time, index, weight.t(), recurrent.t(), delay, neurons, Tape(at, neuron, slope, after), grad, t_end
+    )
+    return by_time, by_weight_t.t().contiguous(), by_recurrent_t.t().contiguous(), by_neurons
+
+
+def _unfolded(time: Tensor, index: Tensor, window: Sequence[int], *_) -> tuple[Tensor, ...]:
+    height, width = Window.from_numbers(window).out
+    shape = (time.shape[0] * height * width, some())
+    integers = time.new_empty(shape, dtype=torch.int64)
+    return time.new_empty(shape), integers, torch.empty_like(integers)
+
+
+@operator(_unfolded, math.inf, -1, -1)
+def unfold(time: Tensor, index: Tensor, window: Sequence[int], backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """[B P, L] times of the arrivals that each position of a convolution sees, synapses, and columns of the arrivals."""
+    return _backend(backend).unfold(time, index, Window.from_numbers(window))
+
+
+def _folded(time: Tensor, index: Tensor, slope: Tensor, positions: int, *_) -> tuple[Tensor, ...]:
+    at, neuron, slopes, source = rows(time[: time.shape[0] // positions], some())
+    return at, neuron, slopes, source
+
+
+@operator(_folded, *TAPE_PADDING)
+def fold(
+    time: Tensor, index: Tensor, slope: Tensor, positions: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """[B, S] the spikes of all positions of each sample, sorted: times, neurons, slopes and places."""
+    return _backend(backend).fold(time, index, slope, positions)
+
+
+@operator(lambda grad, source, rows, columns, *_: grad.new_empty((rows, columns)))
+def put_back(grad: Tensor, source: Tensor, rows: int, columns: int, backend: str) -> Tensor:
+    """[rows, columns] sums of the gradients ``grad`` of all that came from each of the columns, by ``source``."""
+    return _backend(backend).put_back(grad, source, (rows, columns))

@@ -1,0 +1,264 @@
+"""``EventDriven``: the exact solver in continuous time, and its autograd functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eventprop.core.autograd import FirstOrder, specialized
+from eventprop.core.checks import choice
+from eventprop.core.learnable import LearnableLIF, parameters_of
+from eventprop.core.neuron import LIF
+from eventprop.core.observe import observe
+from eventprop.core.spikes import Spikes
+
+from ..solver import READOUTS, Solver, check_weight, delayed_times
+from ..tape import Maximum, Tape
+from ..window import Window
+from . import operators
+from .patches import fold, unfold
+
+
+@dataclass(frozen=True)
+class EventDriven(Solver):
+    """Solve a layer exactly, from event to event, and differentiate it by the adjoint method.
+
+    A layer is at rest before its first arrival. Spike times solve V(t) = v_th to rounding error, every crossing is found,
+    and backward memory grows with the number of spikes alone.
+
+    Args:
+        t_end: end of the simulated window in ms; spikes arriving later have no effect.
+        grazing, min_slope, backend: as for every ``Solver``.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described; the message names it.
+    """
+
+    t_end: float
+    grazing: str = "raw"
+    min_slope: float = 1e-3
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "exact", self)
+
+    def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> Spikes:
+        if isinstance(neuron, LearnableLIF):
+            return self.recurrent_spikes(arrivals, weight, neuron, weight.new_zeros(weight.shape[0], 0))
+        check_weight(arrivals, weight)
+        weight = arrivals.scaled(weight)
+        tape = Tape(*_SpikeTimes.of(arrivals.time, arrivals.index.long(), weight, *specialized(neuron, self)))
+        observe(tape.neuron, tape.after)
+        return Spikes._trusted(tape.time, tape.neuron, (weight.shape[0],), tape.slope)
+
+    def delayed_spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF, delay: Tensor) -> Spikes:
+        check_weight(arrivals, weight)
+        neurons, inputs = weight.shape
+        time, source = delayed_times(arrivals, delay), arrivals.index.long()
+        if isinstance(neuron, LearnableLIF):  # one neuron after the other
+            table, none = parameters_of(neuron, weight), weight.new_zeros(1, 0)
+            trains = [
+                self._general(arrivals.reordered(time[:, :, n], source), weight[n, None], none, table[n, None], 0.0)
+                for n in range(neurons)
+            ]
+            times, indices, slopes = zip(*((train.time, train.index, train.slope) for train in trains), strict=True)
+        else:  # every neuron as a sample of its own
+            rows, first = (len(time) * neurons, time.shape[1]), inputs * torch.arange(neurons, device=source.device)
+            synapse = (source[:, None, :] + first[:, None]).masked_fill(source[:, None, :] < 0, -1).reshape(rows)
+            time = time.transpose(1, 2).reshape(rows)
+            apart = Spikes._trusted(time, synapse, (neurons * inputs,), None, arrivals.height).reordered(time, synapse)
+            train = self.spikes(apart, weight.reshape(1, -1), neuron)
+            assert train.slope is not None
+            columns = (train.time, train.index, train.slope)
+            times, indices, slopes = (x.unflatten(0, (-1, neurons)).unbind(1) for x in columns)
+        own = [index.masked_fill(index == 0, n) for n, index in enumerate(indices)]
+        time, index, slope = (torch.cat(list(parts), dim=1) for parts in (times, own, slopes))
+        return Spikes._trusted(time, index, (neurons,), slope).reordered(time, index)
+
+    def recurrent_spikes(
+        self,
+        arrivals: Spikes,
+        weight: Tensor,
+        neuron: LIF | LearnableLIF,
+        recurrent_weight: Tensor,
+        delay: float = 0.0,
+    ) -> Spikes:
+        """The spikes of a layer that also receives its own, ``delay`` ms later, through ``recurrent_weight`` [N, N], or [N, 0]
+        for none; differentiable in the arrival times, the weights and the parameters of the neurons."""
+        check_weight(arrivals, weight)
+        if self.backend_for(weight.device) != "numba" and isinstance(neuron, LIF) and delay > 0.0:
+            return super().recurrent_spikes(arrivals, weight, neuron, recurrent_weight, delay)
+        return self._general(arrivals, weight, recurrent_weight, parameters_of(neuron, weight), delay)
+
+    def _general(
+        self, arrivals: Spikes, weight: Tensor, recurrent_weight: Tensor, neurons: Tensor, delay: float
+    ) -> Spikes:
+        """The spikes of neurons of all kinds, ``neurons`` [N, 5] with the columns of ``LearnableLIF.table``."""
+        if self.backend_for(weight.device) != "numba":
+            raise ValueError(
+                f"LearnableLIF, and SpikingRecurrent without delay, need CPU tensors and backend 'auto' or 'numba', got "
+                f"{weight.device} and {self.backend!r}; SpikingLinear, and SpikingRecurrent with a delay, of LIF run everywhere"
+            )
+        weight = arrivals.scaled(weight)
+        time, index = arrivals.time, arrivals.index.long()
+        tape = Tape(*_RecurrentSpikeTimes.of(time, index, weight, recurrent_weight, neurons, delay, *specialized(self)))
+        observe(tape.neuron, tape.after)
+        return Spikes._trusted(tape.time, tape.neuron, (weight.shape[0],), tape.slope)
+
+    def convolution(
+        self, arrivals: Spikes, weight: Tensor, neuron: LIF, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Spikes:
+        window = Window.of(arrivals, weight, stride, padding)
+        backend = self.backend_for(weight.device)
+        emitted = self.spikes(unfold(arrivals, window, backend), weight.flatten(1), neuron)
+        return fold(emitted, window, backend)
+
+    def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
+        check_weight(arrivals, weight)
+        weight = arrivals.scaled(weight)
+        choice("reduce", reduce, READOUTS)
+        if reduce == "max":
+            maximum = Maximum(
+                *_MaximumVoltage.of(arrivals.time, arrivals.index.long(), weight, *specialized(neuron, self))
+            )
+            observe(maximum.after, maximum.arrival)
+            return maximum.value
+        received = _Average.of(arrivals.time, arrivals.index.long(), weight.shape[1], *specialized(neuron, self))
+        with torch.autocast(weight.device.type, enabled=False):
+            return received @ weight.t()
+
+    def time_of_maximum(self, arrivals: Spikes, weight: Tensor, tau: Tensor) -> Tensor:
+        """[B, N] when the potential of each neuron without threshold is highest; -inf where it never rises above rest. As far
+        as an arrival ends its rise, differentiable in the time of that arrival; not in ``tau`` [2], tau_mem and tau_syn."""
+        time, index = arrivals.time, arrivals.index.long()
+        backend = self.backend_for(weight.device)
+        with torch.no_grad():
+            found = Maximum(*operators.maximum_by_tau(time, index, weight, tau, self.t_end, backend))
+        observe(found.after, found.arrival)
+        arriving = torch.cat([time, time.new_zeros(time.shape[0], 1)], dim=1)  # -1, for no arrival, is one arrival more
+        return torch.where(found.arrival >= 0, arriving.gather(1, found.arrival % arriving.shape[1]), found.time)
+
+    def _constants(self, neuron: LIF, time: Tensor) -> tuple[list[float], float, str]:
+        """The last arguments of the operators."""
+        return neuron.numbers, self.t_end, self.backend_for(time.device)
+
+
+def _remember(ctx, inputs, output) -> None:
+    """Save what the backward passes of the two functions below need; only their first output is differentiable."""
+    time, index, weight, ctx.neuron, ctx.solver = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(time, index, weight, *output)
+
+
+def _backward(ctx, time: Tensor, index: Tensor, weight: Tensor, tape: Tape, grad: Tensor, v_reset: float):
+    """The gradients of the two functions' inputs; None where not needed."""
+    need_time, _, need_weight, *_ = ctx.needs_input_grad
+    grad_time, grad_weight = operators.spikes_adjoint(
+        time, index, weight, *tape, grad, v_reset, need_time, need_weight, *ctx.solver._constants(ctx.neuron, time)
+    )
+    return grad_time if need_time else None, None, grad_weight if need_weight else None, None, None
+
+
+class _SpikeTimes(FirstOrder):
+    @staticmethod
+    def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: EventDriven) -> tuple[Tensor, ...]:
+        return operators.spikes(time, index, weight, *solver._constants(neuron, time))
+
+    setup_context = staticmethod(_remember)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return None, None, None, None, None
+        time, index, weight, *columns = ctx.saved_tensors
+        tape = Tape(*columns)
+        tape = tape._replace(slope=ctx.solver.effective_slope(tape.slope))
+        return _backward(ctx, time, index, weight, tape, grad, ctx.neuron.v_th)
+
+
+class _RecurrentSpikeTimes(FirstOrder):
+    @staticmethod
+    def forward(
+        time: Tensor,
+        index: Tensor,
+        weight: Tensor,
+        recurrent: Tensor,
+        neurons: Tensor,
+        delay: float,
+        solver: EventDriven,
+    ) -> tuple[Tensor, ...]:
+        return operators.recurrent_spikes(time, index, weight, recurrent, neurons, delay, solver.t_end)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        *tensors, ctx.delay, ctx.solver = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 7
+        time, index, weight, recurrent, neurons, *columns = ctx.saved_tensors
+        tape = Tape(*columns)
+        tape = tape._replace(slope=ctx.solver.effective_slope(tape.slope))
+        by_time, by_weight, by_recurrent, by_neurons = operators.recurrent_adjoint(
+            time, index, weight, recurrent, neurons, *tape, grad, ctx.delay, ctx.solver.t_end
+        )
+        return by_time, None, by_weight, by_recurrent, by_neurons, None, None
+
+
+class _MaximumVoltage(FirstOrder):
+    """A maximum is an observation of V: an entry of the adjoint's tape that adds dL/dV to p and resets nothing. In
+    eq. (9) that is a spike with v_th = 0 and slope -1. Where an arrival ended the rise of V, the observation moves with
+    that arrival: dL/dt_j gains dL/dV times the slope before it."""
+
+    @staticmethod
+    def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: EventDriven) -> tuple[Tensor, ...]:
+        return operators.maximum(time, index, weight, *solver._constants(neuron, time))
+
+    setup_context = staticmethod(_remember)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return None, None, None, None, None
+        time, index, weight, *columns = ctx.saved_tensors
+        maximum = Maximum(*columns)
+        never = maximum.after < 0
+        order = maximum.after.masked_fill(never, time.shape[1]).argsort(dim=1)  # padding last
+        tape = Tape(
+            time=maximum.time.gather(1, order),
+            neuron=order.masked_fill(never.gather(1, order), -1),
+            slope=-torch.ones_like(grad),
+            after=maximum.after.gather(1, order),
+        )
+        grad_time, *rest = _backward(ctx, time, index, weight, tape, grad.gather(1, order), 0.0)
+        if grad_time is not None:
+            # -1, for no arrival, becomes one arrival more
+            moved = grad.new_zeros(grad.shape[0], time.shape[1] + 1)
+            moved = moved.scatter_add(1, maximum.arrival % moved.shape[1], grad * maximum.slope)
+            grad_time = grad_time + moved[:, :-1]
+        return grad_time, *rest
+
+
+class _Average(FirstOrder):
+    @staticmethod
+    def forward(time: Tensor, index: Tensor, inputs: int, neuron: LIF, solver: EventDriven) -> Tensor:
+        return operators.average(time, index, inputs, *solver._constants(neuron, time))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        time, index, _, ctx.neuron, ctx.solver = inputs
+        ctx.save_for_backward(time, index)
+
+    @staticmethod
+    def backward(ctx, grad):
+        time, index = ctx.saved_tensors
+        by_time = operators.average_adjoint(time, index, grad, *ctx.solver._constants(ctx.neuron, time))
+        return by_time, None, None, None, None

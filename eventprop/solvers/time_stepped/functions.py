@@ -1,0 +1,133 @@
+"""What arrives in each step, and the spikes it makes, with their gradients: the autograd functions of the grid solver.
+
+Shapes: B samples, M or N neurons, K spikes in the longest row, T steps, A of them with arrivals.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from eventprop.core.autograd import FirstOrder, specialized
+from eventprop.core.neuron import LIF
+from eventprop.core.spikes import Spikes
+
+from ..tape import Tape
+from . import operators
+
+if TYPE_CHECKING:
+    from .solver import TimeStepped
+
+
+def effects(arrivals: Spikes, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
+    """The steps [A] that have arrivals, ascending, and the effects [2, A, B, M] of the arrivals at the end of each."""
+    steps, values = _Effects.of(
+        arrivals.time, arrivals.index.long(), arrivals.num_neurons, *specialized(neuron, solver)
+    )
+    return steps, values if arrivals.height == 1.0 else arrivals.height * values
+
+
+def drive_of(arrivals: Spikes, weight: Tensor, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
+    """The steps [A] that have arrivals, ascending, and what these raise behind ``weight`` [N, M], [2, A, B, N]."""
+    return _Drive.of(arrivals.time, arrivals.index.long(), arrivals.scaled(weight), *specialized(neuron, solver))
+
+
+def spikes_of(drive: Tensor, steps: Tensor, neuron: LIF, solver: TimeStepped) -> Tape:
+    """What neurons emit that receive ``drive`` [2, A, B, N] in the ``steps`` [A]."""
+    return Tape(*_SpikeTimes.of(drive, steps, *specialized(neuron, solver)))
+
+
+def spikes_of_individuals(time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, solver: TimeStepped) -> Tape:
+    """What ``neurons`` [N, 5] emit that receive arrivals at a ``time`` [B, K, N] of their own, or [B, K, 1]."""
+    return Tape(*_IndividualSpikeTimes.of(time, index, weight, neurons, *specialized(solver)))
+
+
+class _Effects(FirstOrder):
+    @staticmethod
+    def forward(time: Tensor, index: Tensor, inputs: int, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
+        return operators.grid_effects(time, index, inputs, *solver._constants(neuron, time))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        time, index, _, ctx.neuron, ctx.solver = inputs
+        ctx.mark_non_differentiable(output[0])
+        ctx.save_for_backward(time, index, output[0])
+
+    @staticmethod
+    def backward(ctx, _, grad):
+        time, index, steps = ctx.saved_tensors
+        constants = ctx.solver._constants(ctx.neuron, time)
+        return operators.grid_effects_adjoint(time, index, steps, grad, *constants), None, None, None, None
+
+
+class _Drive(FirstOrder):
+    @staticmethod
+    def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
+        return operators.grid_drive(time, index, weight, *solver._constants(neuron, time))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        time, index, weight, ctx.neuron, ctx.solver = inputs
+        ctx.mark_non_differentiable(output[0])
+        ctx.save_for_backward(time, index, weight, output[0])
+
+    @staticmethod
+    def backward(ctx, _, grad):
+        need_time, _, need_weight, *_ = ctx.needs_input_grad
+        time, index, weight, steps = ctx.saved_tensors
+        by_time, by_weight = operators.grid_drive_adjoint(
+            time, index, weight, steps, grad, need_time, need_weight, *ctx.solver._constants(ctx.neuron, time)
+        )
+        return by_time if need_time else None, None, by_weight if need_weight else None, None, None
+
+
+class _SpikeTimes(FirstOrder):
+    @staticmethod
+    def forward(drive: Tensor, steps: Tensor, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, ...]:
+        return operators.grid_spikes(drive, steps, *solver._constants(neuron, drive))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        drive, steps, ctx.neuron, ctx.solver = inputs
+        ctx.width = drive.shape[3]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(steps, *output)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return None, None, None, None
+        steps, *columns = ctx.saved_tensors
+        tape = Tape(*columns)
+        tape = tape._replace(slope=ctx.solver.effective_slope(tape.slope))
+        constants = ctx.solver._constants(ctx.neuron, grad)
+        return operators.grid_adjoint(steps, *tape, grad, ctx.width, *constants), None, None, None
+
+
+class _IndividualSpikeTimes(FirstOrder):
+    @staticmethod
+    def forward(
+        time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, solver: TimeStepped
+    ) -> tuple[Tensor, ...]:
+        return operators.individual_spikes(
+            time, index, weight, neurons, solver.t_end, solver.dt, solver.grazing, solver.min_slope
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        *received, ctx.solver = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*received)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 5
+        solver = ctx.solver
+        by_time, by_weight, by_neurons = operators.individual_adjoint(
+            *ctx.saved_tensors, grad, solver.t_end, solver.dt, solver.grazing, solver.min_slope
+        )
+        return by_time, None, by_weight, by_neurons, None

@@ -1,0 +1,159 @@
+"""The grid solver's forward and backward passes as operators of torch, on either backend.
+
+``numbers`` are tau_mem, tau_syn, v_th, t_end and dt: with the scheme, they make the ``Grid`` of one type of neuron.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from eventprop.core.neuron import LIF
+from eventprop.core.spikes import whole_steps
+
+from ..operators import TAPE_PADDING, operator, rows, some
+from ..solver import effective_slope
+from ..tape import Tape
+from . import individual
+from .grid import Grid, check_step
+
+
+def _solver(numbers: Sequence[float], scheme: str, backend: str) -> tuple[ModuleType, Grid]:
+    *neuron, t_end, dt = numbers
+    grid = Grid.of(LIF(*neuron), t_end, dt, scheme)
+    if backend == "numba":
+        from . import kernels  # imported here: numba is slow to import
+
+        return kernels, grid
+    from . import reference
+
+    return reference, grid
+
+
+def _at_steps(like: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    steps = some()
+    return like.new_empty(steps, dtype=torch.int64), like.new_empty((2, steps, like.shape[0], width))
+
+
+@operator(lambda time, index, inputs, *_: _at_steps(time, inputs), -1, 0.0)
+def grid_effects(
+    time: Tensor, index: Tensor, inputs: int,
+    numbers: Sequence[float], scheme: str, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The steps [A] with arrivals, and what these have raised by the end of their step: psp and psc, [2, A, B, M]."""
+    solver, grid = _solver(numbers, scheme, backend)
+    return solver.effects(time, index, inputs, grid)
+
+
+@operator(lambda time, *_: torch.empty_like(time))
+def grid_effects_adjoint(
+    time: Tensor, index: Tensor, steps: Tensor, grad: Tensor,
+    numbers: Sequence[float], scheme: str, backend: str,
+) -> Tensor:  # fmt: skip
+    """dL/dtime [B, K] from ``grad`` [2, A, B, M], the gradient of what ``grid_effects`` returns."""
+    solver, grid = _solver(numbers, scheme, backend)
+    return solver.effects_adjoint(time, index, steps, grad, grid)
+
+
+@operator(lambda time, index, weight, *_: _at_steps(time, weight.shape[0]), -1, 0.0)
+def grid_drive(
+    time: Tensor, index: Tensor, weight: Tensor,
+    numbers: Sequence[float], scheme: str, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The steps [A] with arrivals, and what these have raised behind ``weight`` [N, M]: the drive [2, A, B, N] of neurons."""
+    solver, grid = _solver(numbers, scheme, backend)
+    return solver.drive_of(time, index, weight.t().contiguous(), grid)
+
+
+def _of_inputs(
+    time: Tensor, index: Tensor, weight: Tensor, steps: Tensor, grad: Tensor, need_time: bool, need_weight: bool, *_
+) -> tuple[Tensor, Tensor]:
+    return time.new_empty(time.shape if need_time else 0), weight.new_empty(weight.shape if need_weight else 0)
+
+
+@operator(_of_inputs)
+def grid_drive_adjoint(
+    time: Tensor, index: Tensor, weight: Tensor, steps: Tensor, grad: Tensor, need_time: bool, need_weight: bool,
+    numbers: Sequence[float], scheme: str, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dL/dtime [B, K] and dL/dweight [N, M] from ``grad`` [2, A, B, N], that of the drive; empty where not needed."""
+    solver, grid = _solver(numbers, scheme, backend)
+    grads = solver.drive_adjoint(time, index, weight.t().contiguous(), steps, grad, grid, need_time, need_weight)
+    return grads[0].reshape(time.shape if need_time else 0), grads[1].reshape(weight.shape if need_weight else 0)
+
+
+@operator(lambda drive, *_: rows(drive.transpose(0, 2), some()), *TAPE_PADDING)
+def grid_spikes(
+    drive: Tensor, steps: Tensor,
+    numbers: Sequence[float], scheme: str, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The ``Tape`` of neurons that receive ``drive`` [2, A, B, N] at the end of the steps ``steps``."""
+    solver, grid = _solver(numbers, scheme, backend)
+    return solver.forward(drive, steps, grid)
+
+
+@operator(
+    lambda steps, at, neuron, slope, step, grad, neurons, *_: grad.new_empty(
+        (2, steps.shape[0], grad.shape[0], neurons)
+    )
+)
+def grid_adjoint(
+    steps: Tensor, at: Tensor, neuron: Tensor, slope: Tensor, step: Tensor, grad: Tensor, neurons: int,
+    numbers: Sequence[float], scheme: str, backend: str,
+) -> Tensor:  # fmt: skip
+    """dL/ddrive [2, A, B, N] from ``grad`` [B, S] = dL/dat."""
+    solver, grid = _solver(numbers, scheme, backend)
+    return solver.adjoint(steps, Tape(at, neuron, slope, step), grad, neurons, grid)
+
+
+@operator(lambda time, *_: rows(time, some()), *TAPE_PADDING)
+def individual_spikes(
+    time: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    neurons: Tensor,
+    t_end: float,
+    dt: float,
+    grazing: str,
+    min_slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The ``Tape`` of ``neurons`` [N, 5] of all kinds."""
+    with torch.no_grad():
+        return _individual(time, index, weight, neurons, t_end, dt, grazing, min_slope)
+
+
+@operator(lambda time, index, weight, neurons, *_: tuple(torch.empty_like(x) for x in (time, weight, neurons)))
+def individual_adjoint(
+    time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, grad: Tensor,
+    t_end: float, dt: float, grazing: str, min_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dL/d(time, weight, neurons) from ``grad`` [B, S], the gradient of the emitted times; runs forward again."""
+    # an operator that a mode has dispatched (opcheck and others) finds autograd switched off
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    excluded = excluded.remove(torch._C.DispatchKey.AutogradFunctionality)
+    with torch.enable_grad(), torch._C._ForceDispatchKeyGuard(included, excluded):
+        time, weight, neurons = (x.detach().clone().requires_grad_() for x in (time, weight, neurons))
+        tape = _individual(time, index, weight, neurons, t_end, dt, grazing, min_slope)
+        by_time, by_weight, by_neurons = torch.autograd.grad(tape.time, (time, weight, neurons), grad)
+        return by_time, by_weight, by_neurons
+
+
+def _individual(
+    time: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    neurons: Tensor,
+    t_end: float,
+    dt: float,
+    grazing: str,
+    min_slope: float,
+) -> Tape:
+    check_step(dt, float(neurons.detach()[:, :2].min()), "exponential")
+
+    def slope_used(slope: Tensor) -> Tensor:
+        return effective_slope(slope, grazing, min_slope)
+
+    return individual.forward(time, index, weight, neurons, whole_steps(t_end, dt), dt, slope_used)

@@ -17,6 +17,7 @@ from eventprop.core.neuron import LIF
 from eventprop.core.spikes import Spikes
 from eventprop.layers.linear import SpikingLinear
 from eventprop.layers.readout import LeakyReadout
+from eventprop.solvers.problem import Readout
 
 
 class ParameterError(ValueError):
@@ -197,11 +198,14 @@ def silent_margin(layer: SpikingLinear, arrivals: Spikes, output: Spikes) -> Ten
     >>> silent_margin(layer, arrivals, layer(arrivals))
     tensor([[0.8425]], grad_fn=<WhereBackward0>)
     """
-    if type(layer) is not SpikingLinear or not isinstance(layer.neuron, LIF):
+    if not isinstance(layer, SpikingLinear):
         raise TypeError(f"layer must be a SpikingLinear of LIF neurons, got {layer}")
-    highest = layer.solver.readout(arrivals, layer.weight, layer.neuron, "max")
+    problem = layer.problem._replace(readout=Readout("max"))
+    layer.solver.check(problem)
+    assert isinstance(problem.neuron, LIF)  # no solver reads others out
+    highest = layer.solver.solve(problem, arrivals)
     # a crossing that a grid misses is no shortfall
-    return torch.where(output.count() == 0, (layer.neuron.v_th - highest).clamp(min=0.0), 0.0)
+    return torch.where(output.count() == 0, (problem.neuron.v_th - highest).clamp(min=0.0), 0.0)
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from eventprop import TimeStepped
 from eventprop.solvers.solver import Solver
 from eventprop.training import config as exact
 from eventprop.training.config import Config, ConfigError, Groups, build
@@ -24,9 +25,7 @@ def steps(surrogate: Surrogate, *, detach_reset: bool) -> Steps:
     return Steps(surrogate, detach_reset)
 
 
-def surrogate_time_stepped(
-    surrogate: Surrogate, *, t_end: float, dt: float, detach_reset: bool
-) -> SurrogateTimeStepped:
+def surrogate_time_stepped(surrogate: Surrogate, *, t_end: float, dt: float, detach_reset: bool) -> TimeStepped:
     """``solver=surrogate``, with what the group ``surrogate`` names."""
     return SurrogateTimeStepped(t_end, dt, surrogate=surrogate, detach_reset=detach_reset)
 

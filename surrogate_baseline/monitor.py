@@ -12,7 +12,7 @@ from eventprop.core.spikes import Spikes
 from eventprop.layers.linear import SpikingModule
 
 from .neurons import IF
-from .solver import RasterSpikes, SurrogateTimeStepped
+from .solver import RasterSpikes, SurrogateGradient
 
 
 class Monitor:
@@ -44,7 +44,7 @@ class Monitor:
             raise ValueError(f"layers must be among {list(spiking)}, got {unknown}")
         self._layers = {name: spiking[name] for name in chosen}
         for name, layer in self._layers.items():
-            if not (isinstance(layer, IF) or isinstance(layer.solver, SurrogateTimeStepped)):
+            if not (isinstance(layer, IF) or isinstance(getattr(layer.solver, "rule", None), SurrogateGradient)):
                 raise TypeError(f"layer {name!r} must be an IF, an LIF or solved by SurrogateTimeStepped, got {layer}")
         self.potential: dict[str, np.ndarray] = {}
         self.spikes: dict[str, np.ndarray] = {}

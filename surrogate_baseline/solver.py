@@ -1,4 +1,4 @@
-"""``SurrogateTimeStepped``: the neurons of ``eventprop``'s time-stepped solver with surrogate gradients.
+"""``SurrogateTimeStepped``: ``eventprop``'s time-stepped solver with surrogate gradients, another rule for its backward pass.
 
 Forward, both are the same computation, so equal weights give equal spikes and readouts, up to rounding. Backward, here
 the number of spikes in a step is what carries the gradient, as if it were a smooth function of the potential H before reset,
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,10 +31,13 @@ from eventprop.core.autograd import FirstOrder
 from eventprop.core.neuron import adjoint_flow, decay, flow, integrated_psp
 from eventprop.core.observe import observe
 from eventprop.core.spikes import whole_steps
+from eventprop.solvers.problem import Problem
+from eventprop.solvers.support import EVERYWHERE, Kind, Support
 from eventprop.solvers.tape import Tape
-from eventprop.solvers.time_stepped import operators
+from eventprop.solvers.time_stepped.functions import spikes_of
 from eventprop.solvers.time_stepped.grid import Grid, dense
 from eventprop.solvers.time_stepped.reference import KINDS
+from eventprop.solvers.time_stepped.solver import BackwardRule
 
 from .surrogates import ARCTAN, Surrogate, check_surrogate, derivative
 
@@ -116,112 +119,123 @@ class RasterSpikes(GridSpikes):
 
 
 @dataclass(frozen=True)
-class SurrogateTimeStepped(TimeStepped):
+class SurrogateGradient(BackwardRule):
+    """The rule of ``SurrogateTimeStepped``, whose arguments these are."""
+
+    name: ClassVar[str] = "SurrogateTimeStepped"
+    supports: ClassVar[Support] = {
+        Kind(): EVERYWHERE,
+        Kind("convolution"): EVERYWHERE,
+        Kind("linear map"): EVERYWHERE,
+        Kind(output="max or mean"): EVERYWHERE,
+    }
+
+    surrogate: Surrogate = ARCTAN
+    detach_reset: bool = False
+
+    def __post_init__(self) -> None:
+        check_surrogate(self.surrogate)
+
+    def check(self, solver: TimeStepped) -> None:
+        if solver.scheme != "exponential":
+            raise ValueError(f"scheme must be 'exponential' for surrogate gradients, got {solver.scheme!r}")
+        if solver.grazing != "raw":
+            raise ValueError(f"grazing must be 'raw': surrogate gradients divide by no slope; got {solver.grazing!r}")
+
+    def spikes(self, steps: Tensor, drive: Tensor, neuron: LIF, solver: TimeStepped) -> RasterSpikes:
+        shape, drive = tuple(drive.shape[3:]), drive.flatten(3)
+        grid = Grid.of(neuron, solver.t_end, solver.dt, solver.scheme)
+        raster, *rest = _Fire.of(drive, steps, neuron, solver, self)
+        tape = Tape(*rest)
+        spikes = RasterSpikes._on_grid(tape.time, tape.neuron, shape, tape.slope, solver.dt, solver.t_end)
+        spikes.raster, spikes.step = raster, tape.after
+        observe(tape.neuron, tape.after)
+        drive = drive.detach()
+        spikes.potential = lambda: _potential(drive, steps, tape, grid)[0]
+        return spikes
+
+    def effects(self, arrivals: Spikes, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
+        if not isinstance(arrivals, RasterSpikes):
+            return super().effects(arrivals, neuron, solver)
+        _check_grid(arrivals, solver)
+        steps, values = super().effects(arrivals.detach(), neuron, solver)
+        if not arrivals.raster.requires_grad:
+            return steps, values
+        total = whole_steps(solver.t_end, solver.dt)
+        y = (arrivals.step + 1).double() * solver.dt - arrivals.time.nan_to_num(posinf=0.0)
+        _, psc, psp = decay(y.clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)
+        pairs = ((psp, 0.0), (psc, 1.0))  # eq. (11), and its value for a spike at the end of the step
+        smooth = [arrivals.differentiable(arrivals.per_step(effect), values.new_tensor(end)) for effect, end in pairs]
+        return torch.arange(total, device=steps.device), dense(steps, values, total) + torch.stack(smooth)
+
+    def drive(self, arrivals: Spikes, weight: Tensor, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
+        if not isinstance(arrivals, RasterSpikes):
+            return super().drive(arrivals, weight, neuron, solver)
+        _check_grid(arrivals, solver)
+        if not arrivals.raster.requires_grad:
+            return super().drive(arrivals, weight, neuron, solver)
+        return solver.drive_behind(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
+
+    def potential(self, problem: Problem, arrivals: Spikes, solver: TimeStepped) -> Tensor:
+        if not isinstance(arrivals, RasterSpikes):
+            return super().potential(problem, arrivals, solver)
+        _check_grid(arrivals, solver)
+        exact = super().potential(problem, arrivals.detach(), solver)
+        if not arrivals.raster.requires_grad:
+            return exact
+        weight, neuron, readout = problem.to_read_out()
+        if readout.reduce == "max":  # with the derivative by the raster of the maximum over the ends of the steps
+            smooth = solver.free_potential(arrivals, weight.detach(), neuron).amax(0).relu()
+            return exact + (smooth - smooth.detach())
+
+        def integral(time: Tensor) -> Tensor:  # of the potential that a spike raises; eq. (12)
+            left = (solver.t_end - time).clamp(min=0.0)
+            return integrated_psp(left, decay(left, neuron.tau_mem, neuron.tau_syn)[2], neuron.tau_mem, neuron.tau_syn)
+
+        effect = arrivals.per_step(integral(arrivals.time.nan_to_num(posinf=solver.t_end)))
+        smooth = arrivals.differentiable(effect, integral(arrivals.ends())[:, None, None])
+        return exact + F.linear(smooth.sum(0), weight.detach()) / solver.t_end
+
+
+def SurrogateTimeStepped(
+    t_end: float, dt: float, *, surrogate: Surrogate = ARCTAN, detach_reset: bool = False, **options: Any
+) -> TimeStepped:
     """Solve a layer as ``TimeStepped`` does, with surrogate gradients in the place of exact ones.
 
     Args:
-        t_end, dt, min_slope, backend: as for ``TimeStepped``; ``scheme`` is "exponential" and ``grazing`` "raw".
+        t_end, dt, options: as for ``TimeStepped``; ``scheme`` is "exponential" and ``grazing`` "raw".
         surrogate: derivative of a spike with respect to H - v_th; one of ``surrogates``, or a function.
         detach_reset: leave the reset out of the gradient.
 
     Raises:
         TypeError, ValueError: if an argument is not as described; the message names it.
     """
+    return TimeStepped(t_end, dt, rule=SurrogateGradient(surrogate, detach_reset), **options)
 
-    surrogate: Surrogate = ARCTAN
-    detach_reset: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_surrogate(self.surrogate)
-        if self.scheme != "exponential":
-            raise ValueError(f"scheme must be 'exponential' for surrogate gradients, got {self.scheme!r}")
-        if self.grazing != "raw":
-            raise ValueError(f"grazing must be 'raw': surrogate gradients divide by no slope; got {self.grazing!r}")
-
-    def _spikes_of_individuals(self, *_) -> RasterSpikes:
-        raise TypeError(
-            "surrogate gradients are for neurons of LIF and synapses without delays; use TimeStepped or EventDriven for "
-            "LearnableLIF and DelayedSpikingLinear"
+def _check_grid(arrivals: RasterSpikes, solver: TimeStepped) -> None:
+    if (arrivals.dt, arrivals.t_end) != (solver.dt, solver.t_end):
+        raise ValueError(
+            f"the input must be on the grid of this layer, dt={solver.dt} and t_end={solver.t_end}; it is on one of "
+            f"dt={arrivals.dt} and t_end={arrivals.t_end}. Give all layers the same solver"
         )
-
-    def _emitted(self, steps: Tensor, drive: Tensor, neuron: LIF) -> RasterSpikes:
-        grid = Grid.of(neuron, self.t_end, self.dt, self.scheme)
-        raster, *rest = _Fire.of(drive.flatten(3), steps, neuron, self)
-        tape = Tape(*rest)
-        spikes = RasterSpikes._on_grid(tape.time, tape.neuron, tuple(drive.shape[3:]), tape.slope, self.dt, self.t_end)
-        spikes.raster, spikes.step = raster, tape.after
-        observe(tape.neuron, tape.after)
-        drive = drive.detach().flatten(3)
-        spikes.potential = lambda: _potential(drive, steps, tape, grid)[0]
-        return spikes
-
-    def recurrent_spikes(self, *_) -> Spikes:
-        raise TypeError("SpikingRecurrent has no surrogate gradient here; use TimeStepped or EventDriven")
-
-    def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
-        exact = super().readout(
-            arrivals.detach() if isinstance(arrivals, RasterSpikes) else arrivals, weight, neuron, reduce
-        )
-        if not isinstance(arrivals, RasterSpikes):
-            return exact
-        self._check_grid(arrivals)
-        if not arrivals.raster.requires_grad:
-            return exact
-        if reduce == "max":  # with the derivative by the raster of the maximum over the ends of the steps
-            smooth = self.free_potential(arrivals, weight.detach(), neuron).amax(0).relu()
-            return exact + (smooth - smooth.detach())
-
-        def integral(time: Tensor) -> Tensor:  # of the potential that a spike raises; eq. (12)
-            left = (self.t_end - time).clamp(min=0.0)
-            return integrated_psp(left, decay(left, neuron.tau_mem, neuron.tau_syn)[2], neuron.tau_mem, neuron.tau_syn)
-
-        effect = arrivals.per_step(integral(arrivals.time.nan_to_num(posinf=self.t_end)))
-        smooth = arrivals.differentiable(effect, integral(arrivals.ends())[:, None, None])
-        return exact + F.linear(smooth.sum(0), weight.detach()) / self.t_end
-
-    def _drive_through(self, weight: Tensor, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
-        if isinstance(arrivals, RasterSpikes) and arrivals.raster.requires_grad:
-            return self._drive(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
-        if isinstance(arrivals, RasterSpikes):
-            self._check_grid(arrivals)
-        return super()._drive_through(weight, arrivals, neuron)
-
-    def _effects(self, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
-        if not isinstance(arrivals, RasterSpikes):
-            return super()._effects(arrivals, neuron)
-        self._check_grid(arrivals)
-        steps, values = super()._effects(arrivals.detach(), neuron)
-        if not arrivals.raster.requires_grad:
-            return steps, values
-        total = whole_steps(self.t_end, self.dt)
-        y = (arrivals.step + 1).double() * self.dt - arrivals.time.nan_to_num(posinf=0.0)
-        _, psc, psp = decay(y.clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)
-        pairs = ((psp, 0.0), (psc, 1.0))  # eq. (11), and its value for a spike at the end of the step
-        smooth = [arrivals.differentiable(arrivals.per_step(effect), values.new_tensor(end)) for effect, end in pairs]
-        return torch.arange(total, device=steps.device), dense(steps, values, total) + torch.stack(smooth)
-
-    def _check_grid(self, arrivals: RasterSpikes) -> None:
-        if (arrivals.dt, arrivals.t_end) != (self.dt, self.t_end):
-            raise ValueError(
-                f"the input must be on the grid of this layer, dt={self.dt} and t_end={self.t_end}; it is on one of "
-                f"dt={arrivals.dt} and t_end={arrivals.t_end}. Give all layers the same solver"
-            )
 
 
 class _Fire(FirstOrder):
     """The spikes of each step, [T, B, N], and the tape of all spikes, from ``drive`` [2, A, B, N]."""
 
     @staticmethod
-    def forward(drive: Tensor, steps: Tensor, neuron: LIF, solver: SurrogateTimeStepped) -> tuple[Tensor, ...]:
-        tape = Tape(*operators.grid_spikes(drive, steps, *solver._constants(neuron, drive)))
+    def forward(
+        drive: Tensor, steps: Tensor, neuron: LIF, solver: TimeStepped, rule: SurrogateGradient
+    ) -> tuple[Tensor, ...]:
+        tape = spikes_of(drive, steps, neuron, solver)
         tape = tape._replace(after=tape.after // KINDS)  # the step of each spike; padding stays -1
         shape = drive.new_empty((whole_steps(solver.t_end, solver.dt), *drive.shape[2:]))
         return _per_step(shape, tape.neuron, tape.after, torch.ones_like(tape.time)), *tape
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        drive, steps, ctx.neuron, ctx.solver = inputs
+        drive, steps, ctx.neuron, ctx.solver, ctx.rule = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(drive, steps, *output)
 
@@ -231,17 +245,17 @@ class _Fire(FirstOrder):
         neuron, solver = ctx.neuron, ctx.solver
         grid = Grid.of(neuron, solver.t_end, solver.dt, solver.scheme)
         h, fall = _potential(drive, steps, Tape(*tape), grid)
-        g = derivative(ctx.solver.surrogate, h - neuron.v_th)
+        g = derivative(ctx.rule.surrogate, h - neuron.v_th)
         fall = torch.where(raster > 0, fall / raster.clamp(min=1.0), neuron.v_th)
         places = dict(zip(steps.tolist(), range(len(steps)), strict=True))
         grad_drive = torch.empty_like(drive)
         p = q = torch.zeros_like(h[:1].sum(0))
         for t in reversed(range(grid.steps)):
-            p = p + (grad[t] if ctx.solver.detach_reset else grad[t] - fall[t] * p) * g[t]  # dL/dH
+            p = p + (grad[t] if ctx.rule.detach_reset else grad[t] - fall[t] * p) * g[t]  # dL/dH
             if t in places:
                 grad_drive[0, places[t]], grad_drive[1, places[t]] = p, q
             p, q = adjoint_flow(p, q, grid.a, grid.s, grid.phi)
-        return grad_drive, None, None, None
+        return grad_drive, None, None, None, None
 
 
 def _potential(drive: Tensor, steps: Tensor, tape: Tape, grid: Grid) -> tuple[Tensor, Tensor]:

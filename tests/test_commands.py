@@ -89,7 +89,7 @@ MISTAKES = [
     ("model.weight_mean=[1]", "model.weight_mean must have one number for each of the 2 layers"),
     ("encoder.threshold=3", "encoder.threshold must lie in [0, 1), got 3"),
     ("neuron.v_th=1e-9", "weight makes one sample emit more than 1,048,576 spikes; lower the weights"),
-    ("+experiment=yin_yang_delays solver=euler", "scheme must be 'exponential' for LearnableLIF and for delays"),
+    ("+experiment=yin_yang_delays solver=euler", "solver must be EventDriven or TimeStepped for DelayedSpikingLinear"),
     ("+experiment=mnist data.root=nowhere data.source=full", "set data.root (or EVENTPROP_DATA) to the folder"),
 ]
 

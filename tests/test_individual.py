@@ -233,12 +233,12 @@ def test_grazing_policies_change_the_slope():
         (
             lambda: layer(diverse(4), TimeStepped(40.0, 1.0, scheme="euler")),
             ValueError,
-            "scheme must be 'exponential' for LearnableLIF and for delays of synapses, got 'euler'; EventDriven",
+            "solver must be EventDriven or TimeStepped for SpikingLinear, of LearnableLIF, got TimeStepped(",
         ),
         (
             lambda: layer(LIF(), TimeStepped(40.0, 1.0, scheme="euler"), DelayedSpikingLinear),
             ValueError,
-            "scheme must be 'exponential' for LearnableLIF and for delays of synapses, got 'euler'; EventDriven",
+            "solver must be EventDriven or TimeStepped for DelayedSpikingLinear, got TimeStepped(",
         ),
         (
             lambda: layer(LearnableLIF(4, LIF(20.0, 0.01), dtype=torch.float64), TimeStepped(40.0, 1.0)),
@@ -248,7 +248,7 @@ def test_grazing_policies_change_the_slope():
         (
             lambda: layer(diverse(4), SurrogateTimeStepped(40.0, 1.0)),
             TypeError,
-            "surrogate gradients are for neurons of LIF and synapses without delays",
+            "solver must be EventDriven or TimeStepped for SpikingLinear, of LearnableLIF, got TimeStepped(",
         ),
     ],
 )

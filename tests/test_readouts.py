@@ -136,7 +136,7 @@ def test_the_configuration_of_a_layer_moves_with_it():
         ({"reduce": "samples", "times": [math.nan]}, "times must lie in [0, t_end=40.0], got [nan]"),
         (
             {**OPTIONS["weighted"], "solver": TimeStepped(T_END, 0.5, scheme="euler")},
-            "needs EventDriven or TimeStepped with scheme='exponential'",
+            "solver must be EventDriven or TimeStepped for LeakyReadout, reduce",
         ),
     ],
 )

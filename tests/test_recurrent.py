@@ -235,16 +235,17 @@ def test_derivatives_of_the_flow_by_the_time_constants(tau_syn, dt):
         (
             lambda: SpikingRecurrent(2, 2, solver=TimeStepped(4.0, 1.0), delay=0.5)(Spikes.from_times(torch.ones(1, 2))),
             ValueError,
-            "delay must be at least dt=1.0 with TimeStepped, got 0.5",
+            "solver must be EventDriven for SpikingRecurrent, delay below a step, or 0, got TimeStepped(t_end=4.0, dt=1.0",
         ),
         (lambda: SpikingRecurrent(2, 2, solver=SOLVER, recurrent_std=-1.0), ValueError, "recurrent_std must be >= 0"),
-        (lambda: LeakyReadout(2, 2, solver=SOLVER, neuron=LearnableLIF(2)), TypeError, "neuron of a LeakyReadout must be LIF"),
+        (lambda: LeakyReadout(2, 2, solver=SOLVER, neuron=LearnableLIF(2)), TypeError, "neuron must be LIF: no solver"),
         (
             lambda: SpikingRecurrent(5, 2, solver=EventDriven(4.0, backend="torch"), delay=0.0)(
                 random_spikes(1, 5, dtype=torch.float32)
             ),
             ValueError,
-            "SpikingRecurrent without delay, need CPU tensors and backend 'auto' or 'numba', got cpu and 'torch'",
+            "backend must be 'auto' or 'numba', and tensors on the CPU, for SpikingRecurrent, delay below a step, or 0 with "
+            "EventDriven, got 'torch' and cpu",
         ),
     ],
 )  # fmt: skip

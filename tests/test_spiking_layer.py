@@ -76,5 +76,5 @@ def test_a_nonlinear_map_of_the_user_is_refused_when_it_is_used():
 
 
 def test_a_layer_behind_a_module_needs_a_grid():
-    with pytest.raises(TypeError, match="solver must be TimeStepped.* EventDriven.* solves SpikingLinear"):
+    with pytest.raises(TypeError, match="solver must be TimeStepped.* for SpikingLayer, got EventDriven"):
         SpikingLayer(nn.Linear(6, 4, bias=False), solver=EventDriven(40.0))

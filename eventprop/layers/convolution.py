@@ -10,16 +10,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-from eventprop.core.checks import names_parameters, whole
+from eventprop.core.checks import whole
 from eventprop.core.neuron import LIF
-from eventprop.core.spikes import FLOATS, Spikes
+from eventprop.core.spikes import Spikes
+from eventprop.core.window import Pair, Window
+from eventprop.solvers.problem import Convolution, Problem, check_arrivals
 from eventprop.solvers.solver import Solver
-from eventprop.solvers.window import Pair, Window
 
-from .linear import SpikingModule
+from .linear import SpikingModule, _Solved, draw_weight
 
 
-class SpikingConv2d(SpikingModule):
+class SpikingConv2d(_Solved, SpikingModule):
     """Leaky integrate-and-fire neurons behind a convolution; with ``EventDriven``, a spike updates only what it reaches.
 
     Args:
@@ -51,31 +52,23 @@ class SpikingConv2d(SpikingModule):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(neuron, solver, dtype)
         self.in_channels = whole("in_channels", in_channels, minimum=1)
         self.out_channels = whole("out_channels", out_channels, minimum=1)
         self.kernel_size = _pair("kernel_size", kernel_size, minimum=1)
         self.stride, self.padding = _pair("stride", stride, minimum=1), _pair("padding", padding)
-        self.neuron, self.solver = LIF() if neuron is None else neuron, solver
-        if not isinstance(self.neuron, LIF):
-            raise TypeError(f"neuron of a SpikingConv2d must be LIF, got {type(neuron).__name__}")
-        if not isinstance(solver, Solver):
-            raise TypeError(f"solver must be an EventDriven or a TimeStepped, got {type(solver).__name__}")
-        if dtype is not None and dtype not in FLOATS:
-            raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         shape = (out_channels, in_channels, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.reset_parameters()
+        solver.check(self.problem)
 
     def reset_parameters(self, mean: float = 0.5, std: float = 2.0) -> None:
         """Draw the weights as ``SpikingLinear.reset_parameters`` does; the inputs of a neuron are those of its kernel."""
-        inputs = self.weight[0].numel()
-        unit = self.neuron.minimum_weight
-        nn.init.normal_(self.weight, mean * unit / inputs, std * unit / math.sqrt(inputs))
+        draw_weight(self.weight, self.neuron.minimum_weight, self.weight[0].numel(), mean, std)
 
-    @names_parameters
-    def forward(self, spikes: Spikes) -> Spikes:
-        return self.solver.convolution(spikes, self.weight, self.neuron, self.stride, self.padding)
+    @property
+    def problem(self) -> Problem:
+        return Problem(Convolution(self.weight, self.stride, self.padding), self.neuron)
 
     def extra_repr(self) -> str:
         return (
@@ -93,6 +86,7 @@ class _Pool2d(nn.Module):
 
     def _pooled(self, spikes: Spikes) -> tuple[Window, Tensor]:
         """The windows, and the [B, K] neuron of the pooled layer that each spike goes to, or -1."""
+        check_arrivals(spikes)
         window = Window.on(spikes, self.kernel_size, self.kernel_size)
         (height, width), (out_h, out_w), index = window.image, window.out, spikes.index.long()
         channel, y, x = index // (height * width), index // width % height, index % width

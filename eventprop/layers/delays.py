@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eventprop.core.checks import finite_entries, names_parameters, positive, whole
+from eventprop.core.checks import finite_entries, positive, whole
 from eventprop.core.spikes import Spikes
+from eventprop.solvers.problem import Dense, Problem
 from eventprop.solvers.time_stepped import GridSpikes
 
 from .linear import SpikingLinear
@@ -115,7 +116,7 @@ class DelayedSpikingLinear(SpikingLinear):
         """[N, M] delays in ms."""
         return F.softplus(self.raw_delay)
 
-    @names_parameters
-    def forward(self, spikes: Spikes) -> Spikes:
+    @property
+    def problem(self) -> Problem:
         finite_entries("DelayedSpikingLinear.raw_delay", self.raw_delay)
-        return self.solver.delayed_spikes(spikes, self.weight, self.neuron, self.delay)
+        return Problem(Dense(self.weight, self.delay), self.neuron)

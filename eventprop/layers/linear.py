@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eventprop.core.checks import names_parameters, whole
 from eventprop.core.learnable import LearnableLIF
 from eventprop.core.neuron import LIF
 from eventprop.core.spikes import FLOATS, Spikes
+from eventprop.solvers.problem import Dense, Problem
 from eventprop.solvers.solver import Solver
 
 
@@ -18,10 +20,42 @@ class SpikingModule(nn.Module):
     """A layer whose output is spikes: ``Spikes``, or a raster [T, B, ...] of a number of spikes in each step."""
 
 
-class _Synapses(nn.Module):
-    """A fully connected layer of synapses onto neurons."""
+class _Solved(nn.Module):
+    """A layer that a solver solves: parameters and shapes, and the ``problem`` that they are.
 
-    neurons: tuple[type, ...] = (LIF,)
+    Args:
+        neuron, solver, dtype: as for ``SpikingLinear``.
+    """
+
+    def __init__(self, neuron: LIF | LearnableLIF | None, solver: Solver, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.neuron, self.solver = LIF() if neuron is None else neuron, solver
+        if not isinstance(self.neuron, (LIF, LearnableLIF)):
+            raise TypeError(
+                f"neuron of a {type(self).__name__} must be LIF or LearnableLIF, got {type(neuron).__name__}"
+            )
+        if not isinstance(solver, Solver):
+            raise TypeError(f"solver must be an EventDriven or a TimeStepped, got {type(solver).__name__}")
+        if dtype is not None and dtype not in FLOATS:
+            raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+
+    @property
+    def problem(self) -> Problem:
+        """What the layer asks of its solver."""
+        raise NotImplementedError
+
+    @names_parameters
+    def forward(self, spikes: Spikes) -> Any:
+        return self.solver.solve(self.problem, spikes)
+
+
+def draw_weight(weight: Tensor, unit: float, inputs: int, mean: float, std: float) -> None:
+    """Draw weights onto neurons with that many ``inputs``, as ``SpikingLinear.reset_parameters`` says."""
+    nn.init.normal_(weight, mean * unit / inputs, std * unit / math.sqrt(inputs))
+
+
+class _Synapses(_Solved):
+    """A fully connected layer of synapses onto neurons."""
 
     def __init__(
         self,
@@ -33,22 +67,17 @@ class _Synapses(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(neuron, solver, dtype)
         self.in_features = whole("in_features", in_features, minimum=1)
         self.out_features = whole("out_features", out_features, minimum=1)
-        self.neuron = LIF() if neuron is None else neuron
-        self.solver = solver
-        if not isinstance(self.neuron, self.neurons):
-            allowed = " or ".join(kind.__name__ for kind in self.neurons)
-            raise TypeError(f"neuron of a {type(self).__name__} must be {allowed}, got {type(neuron).__name__}")
         if isinstance(self.neuron, LearnableLIF) and self.neuron.num_neurons != out_features:
             raise ValueError(f"neuron must have num_neurons={out_features}, as many as the layer, got {self.neuron}")
-        if not isinstance(solver, Solver):
-            raise TypeError(f"solver must be an EventDriven or a TimeStepped, got {type(solver).__name__}")
-        if dtype is not None and dtype not in FLOATS:
-            raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
         self.reset_parameters()
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(Dense(self.weight), self.neuron)
 
     def reset_parameters(self, mean: float = 0.5, std: float = 2.0) -> None:
         """Draw the weights from a normal distribution that makes neurons fire, whatever the number of inputs.
@@ -58,8 +87,7 @@ class _Synapses(nn.Module):
         ``std`` w_min / sqrt(M) makes V fluctuate by about ``std`` v_th. So sparse input fires some neurons and dense input
         about half of them, in one layer after another.
         """
-        unit = self.neuron.minimum_weight
-        nn.init.normal_(self.weight, mean * unit / self.in_features, std * unit / math.sqrt(self.in_features))
+        draw_weight(self.weight, self.neuron.minimum_weight, self.in_features, mean, std)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, neuron={self.neuron}, solver={self.solver}"
@@ -85,9 +113,3 @@ class SpikingLinear(_Synapses, SpikingModule):
     >>> spikes.count()
     tensor([[1]])
     """
-
-    neurons = (LIF, LearnableLIF)
-
-    @names_parameters
-    def forward(self, spikes: Spikes) -> Spikes:
-        return self.solver.spikes(spikes, self.weight, self.neuron)

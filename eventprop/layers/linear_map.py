@@ -7,16 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from eventprop.core.checks import names_parameters
 from eventprop.core.neuron import LIF
-from eventprop.core.spikes import Spikes
+from eventprop.solvers.problem import LinearMap, Problem
 from eventprop.solvers.solver import Solver
-from eventprop.solvers.time_stepped import GridSpikes, TimeStepped
 
-from .linear import SpikingModule
+from .linear import SpikingModule, _Solved, draw_weight
 
 
-class SpikingLayer(SpikingModule):
+class SpikingLayer(_Solved, SpikingModule):
     """Leaky integrate-and-fire neurons behind any linear map, on a time grid: maps spike trains to spike trains.
 
     The map acts alike on the two numbers that a step of a spike train is, eq. (11), and so trains with exact gradients of
@@ -42,29 +40,20 @@ class SpikingLayer(SpikingModule):
     """
 
     def __init__(self, synapses: nn.Module, *, solver: Solver, neuron: LIF | None = None) -> None:
-        super().__init__()
-        self.neuron = LIF() if neuron is None else neuron
-        if not isinstance(self.neuron, LIF):
-            raise TypeError(f"neuron must be an eventprop.LIF, got {type(neuron).__name__}")
-        if not isinstance(solver, TimeStepped):
-            raise TypeError(
-                f"solver must be TimeStepped(...), got {type(solver).__name__}; EventDriven(...) solves SpikingLinear"
-            )
-        self.solver = solver
+        super().__init__(neuron, solver)
         self._known_linear = check_linear(synapses)
         self.synapses = synapses
+        solver.check(self.problem)
 
     def reset_parameters(self, mean: float = 0.5, std: float = 2.0) -> None:
         """Draw the weights of all synapses as ``SpikingLinear.reset_parameters`` does; the inputs of a neuron are counted
         by the shape of each weight, [outputs, ...]."""
-        unit = self.neuron.minimum_weight
         for weight in self.synapses.parameters():
-            inputs = math.prod(weight.shape[1:])
-            nn.init.normal_(weight, mean * unit / inputs, std * unit / math.sqrt(inputs))
+            draw_weight(weight, self.neuron.minimum_weight, math.prod(weight.shape[1:]), mean, std)
 
-    @names_parameters
-    def forward(self, spikes: Spikes) -> GridSpikes:
-        return self.solver.spikes_behind(self.synapses if self._known_linear else self._tried, spikes, self.neuron)
+    @property
+    def problem(self) -> Problem:
+        return Problem(LinearMap(self.synapses if self._known_linear else self._tried), self.neuron)
 
     def _tried(self, effects: Tensor) -> Tensor:
         drive = self.synapses(effects)

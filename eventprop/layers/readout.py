@@ -9,14 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from eventprop.core.checks import choice, finite_exponential, is_finite, names_parameters, positive
-from eventprop.core.neuron import LIF
 from eventprop.core.spikes import Spikes
 from eventprop.core.tensorlike import traced
-from eventprop.solvers import readouts
-from eventprop.solvers.event_driven import EventDriven
-from eventprop.solvers.solver import READOUTS, Solver, check_weight
+from eventprop.solvers.problem import REDUCTIONS, Dense, Problem, Readout
+from eventprop.solvers.solver import Solver
 from eventprop.solvers.tape import check_finite
-from eventprop.solvers.time_stepped import TimeStepped
 
 from .linear import _Synapses
 
@@ -60,7 +57,7 @@ class LeakyReadout(_Synapses):
         learn_tau: bool = False,
         **synapses,
     ) -> None:
-        choice("reduce", reduce, (*READOUTS, "weighted", "samples"))
+        choice("reduce", reduce, (*REDUCTIONS, "weighted", "samples"))
         for name, value, needed in (("tau_weight", tau_weight, "weighted"), ("times", times, "samples")):
             if (value is not None) != (reduce == needed):
                 raise ValueError(
@@ -74,12 +71,7 @@ class LeakyReadout(_Synapses):
         for name in ("tau_mem", "tau_syn") if learn_tau else ():
             self.register_parameter(f"log_{name}", nn.Parameter(self.weight.new_empty(())))
         self._set_constants()
-        exact = type(solver) is EventDriven or (type(solver) is TimeStepped and solver.scheme == "exponential")
-        if (learn_tau or reduce not in READOUTS) and not exact:
-            raise ValueError(
-                f"reduce={reduce!r} with learn_tau={learn_tau} needs EventDriven or TimeStepped with scheme='exponential', "
-                f"got {solver}; 'max' and 'mean' with learn_tau=False work with all solvers"
-            )
+        solver.check(self.problem)
 
     def reset_parameters(self, mean: float = 0.5, std: float = 2.0) -> None:
         """Draw the weights as ``SpikingLinear.reset_parameters`` does; ``times`` and time constants become what the constructor
@@ -95,37 +87,22 @@ class LeakyReadout(_Synapses):
         for name in ("tau_mem", "tau_syn") if self.learn_tau else ():
             nn.init.constant_(getattr(self, f"log_{name}"), math.log(getattr(self.neuron, name)))
 
-    @names_parameters
-    def forward(self, spikes: Spikes) -> Tensor:
-        self._check_times()  # others may have been assigned or loaded
-        output = self._reduced(spikes)
-        check_finite(is_finite(output))
-        return output
-
-    def _check_times(self) -> None:
-        if self.times is not None and not traced(self.times):
+    @property
+    def problem(self) -> Problem:
+        if self.times is not None and not traced(self.times):  # others may have been assigned or loaded
             _row("times", self.times, self.solver.t_end)
-
-    def _reduced(self, spikes: Spikes) -> Tensor:
-        neuron, solver = self.neuron, self.solver
-        assert isinstance(neuron, LIF)
-        if self.reduce in READOUTS and not self.learn_tau:
-            return solver.readout(spikes, self.weight, neuron, self.reduce)
-        check_weight(spikes, self.weight)
-        solver.check_begin(spikes)
-        weight = spikes.scaled(self.weight)
+        tau = None
         if self.learn_tau:
             for name in ("log_tau_mem", "log_tau_syn"):
                 finite_exponential(f"LeakyReadout.{name}", getattr(self, name))
-            tau_mem, tau_syn = self.log_tau_mem.exp(), self.log_tau_syn.exp()
-        else:
-            tau_mem, tau_syn = self.weight.new_tensor(neuron.tau_mem), self.weight.new_tensor(neuron.tau_syn)
-        if self.times is not None:
-            return readouts.at_times(spikes, weight, tau_mem, tau_syn, self.times)
-        if self.reduce != "max":
-            return readouts.mean(spikes, weight, tau_mem, tau_syn, solver.t_end, self.tau_weight or math.inf)
-        when = solver.exact.time_of_maximum(spikes, weight, torch.stack([tau_mem, tau_syn]))
-        return readouts.at_own_times(spikes, weight, tau_mem, tau_syn, when)
+            tau = self.log_tau_mem.exp(), self.log_tau_syn.exp()
+        return Problem(Dense(self.weight), self.neuron, readout=Readout(self.reduce, self.tau_weight, self.times, tau))
+
+    @names_parameters
+    def forward(self, spikes: Spikes) -> Tensor:
+        output = self.solver.solve(self.problem, spikes)
+        check_finite(is_finite(output))
+        return output
 
     def extra_repr(self) -> str:
         options = [f"reduce={self.reduce!r}"]

@@ -6,8 +6,8 @@ import math
 
 from torch import nn
 
-from eventprop.core.checks import names_parameters, not_negative
-from eventprop.core.spikes import Spikes
+from eventprop.core.checks import not_negative
+from eventprop.solvers.problem import Dense, Problem, Recurrence
 
 from .linear import SpikingLinear
 
@@ -52,6 +52,6 @@ class SpikingRecurrent(SpikingLinear):
         std = self.recurrent_std * self.neuron.minimum_weight / math.sqrt(self.out_features)
         nn.init.normal_(self.recurrent_weight, 0.0, std)
 
-    @names_parameters
-    def forward(self, spikes: Spikes) -> Spikes:
-        return self.solver.recurrent_spikes(spikes, self.weight, self.neuron, self.recurrent_weight, self.delay)
+    @property
+    def problem(self) -> Problem:
+        return Problem(Dense(self.weight), self.neuron, Recurrence(self.recurrent_weight, self.delay))

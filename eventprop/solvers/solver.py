@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,18 +13,21 @@ from torch import Tensor
 from eventprop.core.checks import bounds, choice, finite_entries, positive
 from eventprop.core.learnable import LearnableLIF
 from eventprop.core.neuron import LIF
-from eventprop.core.spikes import Spikes, traced
+from eventprop.core.spikes import Spikes
+from eventprop.core.tensorlike import traced
 
-if TYPE_CHECKING:
-    from .event_driven import EventDriven
+from .problem import REDUCTIONS, Dense, Problem, Readout
+from .support import Support, UnsupportedError
 
 BACKENDS = ("auto", "numba", "torch")
 GRAZING = ("raw", "clamp", "saturate", "drop")
-READOUTS = ("max", "mean")
 
 
 class Solver(ABC):
-    """Computes the spikes of a layer and their gradient; ``EventDriven`` or ``TimeStepped``.
+    """Solves the problems that layers pose; ``EventDriven`` or ``TimeStepped``.
+
+    A solver of your own declares in ``variants`` what it solves, and has ``spikes_of``, and ``potential_of`` if it solves
+    readouts.
 
     Attributes:
         t_end: end of the window [0, t_end] in ms. A layer is at rest before its first arrival, also one before 0: what
@@ -36,15 +40,18 @@ class Solver(ABC):
             to the other; "drop": the spike passes no gradient on. The forward pass is the same for all.
         min_slope: the slope in 1/ms below which a crossing counts as grazing.
         backend: "numba" (CPU), "torch" (any device; the reference), or "auto": numba for CPU tensors, else torch.
-        exact: the event-driven solver of the same window, for what needs no grid.
+        variants: what the solver solves, for each of its settings that differ in that.
+        begin: in ms, of what a layer may receive.
+        step: in ms, of its grid; 0 for none.
     """
 
-    begin: ClassVar[float] = -math.inf  # in ms; of what a layer may receive
+    variants: ClassVar[Mapping[str, Support]] = {}
+    begin: ClassVar[float] = -math.inf
+
     t_end: float
     grazing: str
     min_slope: float
     backend: str
-    exact: EventDriven
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t_end", positive("t_end", self.t_end))
@@ -52,66 +59,72 @@ class Solver(ABC):
         choice("grazing", self.grazing, GRAZING)
         choice("backend", self.backend, BACKENDS)
 
-    @abstractmethod
-    def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> Spikes:
-        """The spikes that a layer with ``weight`` [N, M] emits; differentiable in the arrival times and the weight."""
+    @property
+    def step(self) -> float:
+        return 0.0
 
-    @abstractmethod
-    def delayed_spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF, delay: Tensor) -> Spikes:
-        """The spikes of a layer whose synapses delay what they transmit, by ``delay`` [N, M] in ms; differentiable in it."""
+    @property
+    def variant(self) -> str:
+        """Which of the ``variants`` this is."""
+        return next(iter(self.variants))
 
-    def recurrent_spikes(
-        self,
-        arrivals: Spikes,
-        weight: Tensor,
-        neuron: LIF | LearnableLIF,
-        recurrent_weight: Tensor,
-        delay: float,
-    ) -> Spikes:
-        """The spikes of a layer that also receives its own, ``delay`` ms later, through ``recurrent_weight`` [N, N].
+    @property
+    def supports(self) -> Support:
+        """What this solver solves, and on which backends."""
+        return self.variants[self.variant]
 
-        Here by passes, each of which is fed the spikes of the one before: a pass gets them, and their gradients, right for
-        another ``delay`` ms.
-        """
-        check_weight(arrivals, weight)
-        inputs = weight.shape[1]
-        if traced(arrivals.time) and self.begin < 0.0:  # the first arrival, and so the number of passes, is not known
-            raise ValueError(
-                "backend must be 'auto' or 'numba' for a recurrent layer within torch.compile or torch.func"
-            )
-        begin = min(0.0, bounds(arrivals.time)[0])
-        both = torch.cat([arrivals.scaled(weight), recurrent_weight], dim=1)
-        time, index, before = arrivals.time, arrivals.index.long(), None
-        for _ in range(2 + math.ceil((self.t_end - begin) / delay)):
-            order = time.argsort(dim=1, stable=True)
-            fed = Spikes._trusted(time.gather(1, order), index.gather(1, order), (both.shape[1],))
-            emitted = self.spikes(fed, both, neuron)
-            # gradients may still change where the spikes no longer do: through weights that are 0
-            if not torch.is_grad_enabled() and before is not None and _equal(emitted.time, before):
-                break
-            before = emitted.time
-            time = torch.cat([arrivals.time, emitted.time + delay], dim=1)
-            again = (emitted.index + inputs).masked_fill(emitted.index < 0, -1)
-            index = torch.cat([arrivals.index.long(), again], dim=1)
-        return emitted
-
-    @abstractmethod
-    def convolution(
-        self, arrivals: Spikes, weight: Tensor, neuron: LIF, stride: tuple[int, int], padding: tuple[int, int]
-    ) -> Spikes:
-        """The spikes of neurons behind a convolution with ``weight`` [C, channels, height, width]."""
-
-    @abstractmethod
-    def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
-        """[B, N] potential of neurons without threshold: its maximum over time, or its time average over [0, t_end]."""
-
-    def check_begin(self, arrivals: Spikes) -> None:
-        """Raise if spikes come before the solver begins."""
+    def solve(self, problem: Problem, arrivals: Spikes) -> Any:
+        """The spikes that the neurons emit, or the ``Tensor`` that is read out of their potential; differentiable in the
+        arrival times and all parameters."""
+        problem.synapses.check(arrivals)
+        self.check(problem, arrivals.device)
         if self.begin > -math.inf and bounds(arrivals.time)[0] < self.begin:
             raise ValueError(
                 f"spikes must not come before time {self.begin:g}, got {bounds(arrivals.time)[0]}; shift all times, or use "
                 f"EventDriven"
             )
+        return self.spikes_of(problem, arrivals) if problem.readout is None else self.potential_of(problem, arrivals)
+
+    def check(self, problem: Problem, device: torch.device | None = None) -> None:
+        """Raise unless this solver solves the problem, for tensors on ``device``, or on some.
+
+        Raises:
+            UnsupportedError: it names solvers that do.
+        """
+        kind = problem.kind(self.step)
+        solved_on = self.supports.get(kind, ())
+        backend = None if device is None else self.backend_for(device)
+        if backend in solved_on or (solved_on and backend is None):
+            return
+        what = str(kind).replace("`", "")
+        others = " or ".join(
+            name for name, support in _variants().items() if support.get(kind) and name != self.variant
+        )
+        if solved_on:
+            raise UnsupportedError(
+                f"backend must be {' or '.join(map(repr, ('auto', *solved_on)))}, and tensors on the CPU, for {what} with "
+                f"{self.variant}, got {self.backend!r} and {device}" + (f"; or use {others}" if others else "")
+            )
+        if not others:
+            raise UnsupportedError(f"neuron must be LIF: no solver solves {what}; got {problem.neuron} and {self}")
+        raise UnsupportedError(f"solver must be {others} for {what}, got {self}")
+
+    @abstractmethod
+    def spikes_of(self, problem: Problem, arrivals: Spikes) -> Spikes:
+        """The spikes that the neurons of a problem emit that this solver supports."""
+
+    def potential_of(self, problem: Problem, arrivals: Spikes) -> Tensor:
+        """What is read out of the potential of neurons without threshold."""
+        raise NotImplementedError
+
+    def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> Spikes:
+        """The spikes of a fully connected layer with ``weight`` [N, M]."""
+        return self.solve(Problem(Dense(weight), neuron), arrivals)
+
+    def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
+        """[B, N] the potential of neurons without threshold: its maximum over time, or its time average over [0, t_end]."""
+        choice("reduce", reduce, REDUCTIONS)
+        return self.solve(Problem(Dense(weight), neuron, readout=Readout(reduce)), arrivals)
 
     def backend_for(self, device: torch.device) -> str:
         """Which of the two, "numba" or "torch", computes for tensors on ``device``."""
@@ -122,6 +135,41 @@ class Solver(ABC):
     def effective_slope(self, slope: Tensor) -> Tensor:
         """The slopes that the backward pass divides by."""
         return effective_slope(slope, self.grazing, self.min_slope)
+
+
+def _variants() -> dict[str, Support]:
+    """What the solvers that there are solve, by name."""
+    found: dict[str, Support] = {}
+    kinds = Solver.__subclasses__()
+    for kind in kinds:
+        found |= kind.variants
+        kinds += kind.__subclasses__()
+    return found
+
+
+def spikes_by_passes(solver: Solver, problem: Problem, arrivals: Spikes) -> Spikes:
+    """The spikes of a recurrent layer by passes, each of which is fed the spikes of the one before: a pass gets them, and their
+    gradients, right for another ``delay`` ms."""
+    synapses, recurrence = problem.synapses, problem.recurrence
+    assert isinstance(synapses, Dense)
+    assert recurrence is not None
+    if traced(arrivals.time) and solver.begin < 0.0:  # the first arrival, and so the number of passes, is not known
+        raise ValueError("backend must be 'auto' or 'numba' for a recurrent layer within torch.compile or torch.func")
+    inputs, begin = synapses.weight.shape[1], min(0.0, bounds(arrivals.time)[0])
+    both = torch.cat([arrivals.scaled(synapses.weight), recurrence.weight], dim=1)
+    time, index, before = arrivals.time, arrivals.index.long(), None
+    for _ in range(2 + math.ceil((solver.t_end - begin) / recurrence.delay)):
+        order = time.argsort(dim=1, stable=True)
+        fed = Spikes._trusted(time.gather(1, order), index.gather(1, order), (both.shape[1],))
+        emitted = solver.spikes_of(Problem(Dense(both), problem.neuron), fed)
+        # gradients may still change where the spikes no longer do: through weights that are 0
+        if not torch.is_grad_enabled() and before is not None and _equal(emitted.time, before):
+            break
+        before = emitted.time
+        time = torch.cat([arrivals.time, emitted.time + recurrence.delay], dim=1)
+        again = (emitted.index + inputs).masked_fill(emitted.index < 0, -1)
+        index = torch.cat([arrivals.index.long(), again], dim=1)
+    return emitted
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -144,37 +192,3 @@ def delayed_times(arrivals: Spikes, delay: Tensor) -> Tensor:
     """[B, K, N] when each of the arrivals comes to each neuron, through synapses with ``delay`` [N, M]; +inf for padding."""
     finite_entries("delay", delay)
     return arrivals.time[:, :, None] + delay.t()[arrivals.index.long().clamp(min=0)]
-
-
-def check_weight(arrivals: Spikes, weight: Tensor) -> None:
-    """Raise unless ``weight`` [N, M] is one that the solvers can take for these arrivals."""
-    check_kind(arrivals, weight)
-    if arrivals.num_neurons != weight.shape[1]:
-        raise ValueError(
-            f"the input has num_neurons={arrivals.num_neurons} but weight {list(weight.shape)} takes {weight.shape[1]}"
-        )
-
-
-def check_kind(arrivals: Spikes, weight: Tensor) -> None:
-    """Raise unless ``arrivals`` are spikes, and ``weight`` is of their dtype and on their device."""
-    check_arrivals(arrivals)
-    if weight.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"weight must be float32 or float64, got {weight.dtype}; convert the layer with .float()")
-    if arrivals.dtype != weight.dtype:
-        raise TypeError(f"spike times are {arrivals.dtype} but weight is {weight.dtype}; convert with spikes.to(dtype)")
-    if arrivals.device != weight.device:
-        raise ValueError(
-            f"spikes are on {arrivals.device} but weight is on {weight.device}; move with spikes.to(device)"
-        )
-
-
-def check_arrivals(arrivals: object) -> None:
-    """Raise unless the input of a layer is a batch of spike trains."""
-    if not isinstance(arrivals, Spikes):
-        raise TypeError(
-            f"the input must be Spikes, got {type(arrivals).__name__}; encode data with latency_encode or Spikes.from_times"
-        )
-    if arrivals.time.dim() != 2:
-        raise ValueError(
-            "the input must be a batch of spike trains, this is one sample; use sample[None], or spikes[0:1]"
-        )

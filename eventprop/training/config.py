@@ -31,7 +31,7 @@ from eventprop.data import load_delayed_match, load_fashion_mnist, load_mnist, l
 from eventprop.encoders import binary_latency_encode, latency_encode, sequence_encode
 from eventprop.losses import FirstSpike, MaxVoltage, MeanVoltage, SpikeCount, WeightedVoltage
 from eventprop.solvers.event_driven import EventDriven
-from eventprop.solvers.time_stepped import TimeStepped
+from eventprop.solvers.time_stepped import BackwardRule, TimeStepped
 
 from .networks import convolutional, fully_connected, recurrent
 from .optimizers import SGD, Adam
@@ -259,13 +259,15 @@ def _raised_here(error: Exception) -> bool:
 
 
 def _options(target: Callable[..., Any]) -> dict[str, Any]:
-    """Names and types of the parameters that a configuration sets: all with a default, and the keyword-only ones."""
+    """Names and types of the parameters that a configuration sets: all with a default, and the keyword-only ones; without
+    those that no file can hold, such as a backward rule."""
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     parameters = inspect.signature(target).parameters.values()
     return {
         p.name: hints[p.name]
         for p in parameters
         if p.kind != p.VAR_KEYWORD and (p.kind == p.KEYWORD_ONLY or p.default is not p.empty or inspect.isclass(target))
+        if hints[p.name] is not BackwardRule
     }
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from eventprop.core.neuron import LIF
+from eventprop.core.window import Window
 
 from ..operators import TAPE_PADDING, operator, rows, some
 from ..tape import Tape
-from ..window import Window
 
 
 def _backend(name: str) -> ModuleType:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from eventprop.core.autograd import FirstOrder
 from eventprop.core.spikes import Spikes
+from eventprop.core.window import Window
 
-from ..window import Window
 from . import operators
 
 

@@ -25,9 +25,9 @@ from eventprop.core.neuron import (
     spike_jump,
 )
 from eventprop.core.spikes import padded_rows
+from eventprop.core.window import Window
 
 from ..tape import Maximum, Tape, check_finite, check_spike_count
-from ..window import Window
 
 
 def input_major(weight: Tensor) -> Tensor:

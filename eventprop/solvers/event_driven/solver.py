@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from eventprop.core.autograd import FirstOrder, specialized
-from eventprop.core.checks import choice
 from eventprop.core.learnable import LearnableLIF, parameters_of
 from eventprop.core.neuron import LIF
 from eventprop.core.observe import observe
 from eventprop.core.spikes import Spikes
 
-from ..solver import READOUTS, Solver, check_weight, delayed_times
+from .. import readouts
+from ..problem import Convolution, Dense, Problem
+from ..solver import Solver, delayed_times, spikes_by_passes
+from ..support import CPU, EVERYWHERE, Kind, Support
 from ..tape import Maximum, Tape
-from ..window import Window
 from . import operators
 from .patches import fold, unfold
 
@@ -36,41 +40,68 @@ class EventDriven(Solver):
         TypeError, ValueError: if an argument is not as described; the message names it.
     """
 
+    variants: ClassVar[Mapping[str, Support]] = {
+        "EventDriven": {
+            Kind(): EVERYWHERE,
+            Kind(neurons="LearnableLIF"): CPU,
+            Kind(recurrence="delayed"): EVERYWHERE,
+            Kind(recurrence="delayed", neurons="LearnableLIF"): CPU,
+            Kind(recurrence="instant"): CPU,
+            Kind(recurrence="instant", neurons="LearnableLIF"): CPU,
+            Kind("delayed"): EVERYWHERE,
+            Kind("delayed", neurons="LearnableLIF"): CPU,
+            Kind("convolution"): EVERYWHERE,
+            Kind(output="max or mean"): EVERYWHERE,
+            Kind(output="other readout"): EVERYWHERE,
+        }
+    }
+
     t_end: float
     grazing: str = "raw"
     min_slope: float = 1e-3
     backend: str = "auto"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "exact", self)
-
-    def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> Spikes:
-        if isinstance(neuron, LearnableLIF):
-            return self.recurrent_spikes(arrivals, weight, neuron, weight.new_zeros(weight.shape[0], 0))
-        check_weight(arrivals, weight)
-        weight = arrivals.scaled(weight)
-        tape = Tape(*_SpikeTimes.of(arrivals.time, arrivals.index.long(), weight, *specialized(neuron, self)))
+    def spikes_of(self, problem: Problem, arrivals: Spikes) -> Spikes:
+        synapses, neuron, recurrence = problem.synapses, problem.neuron, problem.recurrence
+        if isinstance(synapses, Convolution):
+            window, backend = synapses.window(arrivals), self.backend_for(arrivals.device)
+            inside = problem._replace(synapses=Dense(synapses.weight.flatten(1)))
+            return fold(self.spikes_of(inside, unfold(arrivals, window, backend)), window, backend)
+        assert isinstance(synapses, Dense)
+        if synapses.delay is not None:
+            return self._delayed(problem, arrivals, synapses.weight, synapses.delay)
+        weight = arrivals.scaled(synapses.weight)
+        received = arrivals.time, arrivals.index.long(), weight
+        if isinstance(neuron, LIF) and recurrence is None:
+            tape = Tape(*_SpikeTimes.of(*received, *specialized(neuron, self)))
+        elif self.backend_for(arrivals.device) != "numba":
+            return spikes_by_passes(self, problem, arrivals)
+        else:
+            back, delay = (weight.new_zeros(len(weight), 0), 0.0) if recurrence is None else recurrence
+            neurons = parameters_of(neuron, weight)
+            tape = Tape(*_RecurrentSpikeTimes.of(*received, back, neurons, delay, *specialized(self)))
         observe(tape.neuron, tape.after)
-        return Spikes._trusted(tape.time, tape.neuron, (weight.shape[0],), tape.slope)
+        return Spikes._trusted(tape.time, tape.neuron, (len(weight),), tape.slope)
 
-    def delayed_spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF, delay: Tensor) -> Spikes:
-        check_weight(arrivals, weight)
+    def _delayed(self, problem: Problem, arrivals: Spikes, weight: Tensor, delay: Tensor) -> Spikes:
+        """The spikes of a layer each of whose neurons receives the arrivals at times of its own."""
         neurons, inputs = weight.shape
         time, source = delayed_times(arrivals, delay), arrivals.index.long()
-        if isinstance(neuron, LearnableLIF):  # one neuron after the other
-            table, none = parameters_of(neuron, weight), weight.new_zeros(1, 0)
-            trains = [
-                self._general(arrivals.reordered(time[:, :, n], source), weight[n, None], none, table[n, None], 0.0)
-                for n in range(neurons)
-            ]
-            times, indices, slopes = zip(*((train.time, train.index, train.slope) for train in trains), strict=True)
+        if isinstance(problem.neuron, LearnableLIF):  # one neuron after the other
+            table, none = parameters_of(problem.neuron, weight), weight.new_zeros(1, 0)
+            tapes = []
+            for n in range(neurons):
+                train = arrivals.reordered(time[:, :, n], source)
+                received = train.time, train.index.long(), train.scaled(weight[n, None])
+                tapes.append(Tape(*_RecurrentSpikeTimes.of(*received, none, table[n, None], 0.0, *specialized(self))))
+                observe(tapes[-1].neuron, tapes[-1].after)
+            times, indices, slopes, _ = zip(*tapes, strict=True)
         else:  # every neuron as a sample of its own
             rows, first = (len(time) * neurons, time.shape[1]), inputs * torch.arange(neurons, device=source.device)
             synapse = (source[:, None, :] + first[:, None]).masked_fill(source[:, None, :] < 0, -1).reshape(rows)
             time = time.transpose(1, 2).reshape(rows)
             apart = Spikes._trusted(time, synapse, (neurons * inputs,), None, arrivals.height).reordered(time, synapse)
-            train = self.spikes(apart, weight.reshape(1, -1), neuron)
+            train = self.spikes_of(problem._replace(synapses=Dense(weight.reshape(1, -1))), apart)
             assert train.slope is not None
             columns = (train.time, train.index, train.slope)
             times, indices, slopes = (x.unflatten(0, (-1, neurons)).unbind(1) for x in columns)
@@ -78,59 +109,28 @@ class EventDriven(Solver):
         time, index, slope = (torch.cat(list(parts), dim=1) for parts in (times, own, slopes))
         return Spikes._trusted(time, index, (neurons,), slope).reordered(time, index)
 
-    def recurrent_spikes(
-        self,
-        arrivals: Spikes,
-        weight: Tensor,
-        neuron: LIF | LearnableLIF,
-        recurrent_weight: Tensor,
-        delay: float = 0.0,
-    ) -> Spikes:
-        """The spikes of a layer that also receives its own, ``delay`` ms later, through ``recurrent_weight`` [N, N], or [N, 0]
-        for none; differentiable in the arrival times, the weights and the parameters of the neurons."""
-        check_weight(arrivals, weight)
-        if self.backend_for(weight.device) != "numba" and isinstance(neuron, LIF) and delay > 0.0:
-            return super().recurrent_spikes(arrivals, weight, neuron, recurrent_weight, delay)
-        return self._general(arrivals, weight, recurrent_weight, parameters_of(neuron, weight), delay)
-
-    def _general(
-        self, arrivals: Spikes, weight: Tensor, recurrent_weight: Tensor, neurons: Tensor, delay: float
-    ) -> Spikes:
-        """The spikes of neurons of all kinds, ``neurons`` [N, 5] with the columns of ``LearnableLIF.table``."""
-        if self.backend_for(weight.device) != "numba":
-            raise ValueError(
-                f"LearnableLIF, and SpikingRecurrent without delay, need CPU tensors and backend 'auto' or 'numba', got "
-                f"{weight.device} and {self.backend!r}; SpikingLinear, and SpikingRecurrent with a delay, of LIF run everywhere"
-            )
+    def potential_of(self, problem: Problem, arrivals: Spikes) -> Tensor:
+        weight, neuron, readout = problem.to_read_out()
         weight = arrivals.scaled(weight)
-        time, index = arrivals.time, arrivals.index.long()
-        tape = Tape(*_RecurrentSpikeTimes.of(time, index, weight, recurrent_weight, neurons, delay, *specialized(self)))
-        observe(tape.neuron, tape.after)
-        return Spikes._trusted(tape.time, tape.neuron, (weight.shape[0],), tape.slope)
-
-    def convolution(
-        self, arrivals: Spikes, weight: Tensor, neuron: LIF, stride: tuple[int, int], padding: tuple[int, int]
-    ) -> Spikes:
-        window = Window.of(arrivals, weight, stride, padding)
-        backend = self.backend_for(weight.device)
-        emitted = self.spikes(unfold(arrivals, window, backend), weight.flatten(1), neuron)
-        return fold(emitted, window, backend)
-
-    def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
-        check_weight(arrivals, weight)
-        weight = arrivals.scaled(weight)
-        choice("reduce", reduce, READOUTS)
-        if reduce == "max":
-            maximum = Maximum(
-                *_MaximumVoltage.of(arrivals.time, arrivals.index.long(), weight, *specialized(neuron, self))
-            )
+        received = arrivals.time, arrivals.index.long()
+        if readout.reduce == "max" and readout.tau is None:
+            maximum = Maximum(*_MaximumVoltage.of(*received, weight, *specialized(neuron, self)))
             observe(maximum.after, maximum.arrival)
             return maximum.value
-        received = _Average.of(arrivals.time, arrivals.index.long(), weight.shape[1], *specialized(neuron, self))
-        with torch.autocast(weight.device.type, enabled=False):
-            return received @ weight.t()
+        if readout.reduce == "mean" and readout.tau is None:
+            share = _Average.of(*received, weight.shape[1], *specialized(neuron, self))
+            with torch.autocast(weight.device.type, enabled=False):
+                return share @ weight.t()
+        tau = readout.tau or (weight.new_tensor(neuron.tau_mem), weight.new_tensor(neuron.tau_syn))
+        if readout.times is not None:
+            return readouts.at_times(arrivals, weight, *tau, readout.times)
+        if readout.reduce == "max":
+            return readouts.at_own_times(
+                arrivals, weight, *tau, self._time_of_maximum(arrivals, weight, torch.stack(tau))
+            )
+        return readouts.mean(arrivals, weight, *tau, self.t_end, readout.tau_weight or math.inf)
 
-    def time_of_maximum(self, arrivals: Spikes, weight: Tensor, tau: Tensor) -> Tensor:
+    def _time_of_maximum(self, arrivals: Spikes, weight: Tensor, tau: Tensor) -> Tensor:
         """[B, N] when the potential of each neuron without threshold is highest; -inf where it never rises above rest. As far
         as an arrival ends its rise, differentiable in the time of that arrival; not in ``tau`` [2], tau_mem and tau_syn."""
         time, index = arrivals.time, arrivals.index.long()

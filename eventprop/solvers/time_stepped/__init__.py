@@ -1,6 +1,6 @@
 """The solver on a time grid, and the spike trains that it works with."""
 
-from .grid import GridSpikes
-from .solver import TimeStepped
+from .grid_spikes import GridSpikes
+from .solver import BackwardRule, TimeStepped
 
-__all__ = ["GridSpikes", "TimeStepped"]
+__all__ = ["BackwardRule", "GridSpikes", "TimeStepped"]

@@ -5,8 +5,6 @@ Shapes: B samples, M or N neurons, K spikes in the longest row, T steps, A of th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from eventprop.core.autograd import FirstOrder, specialized
@@ -15,12 +13,10 @@ from eventprop.core.spikes import Spikes
 
 from ..tape import Tape
 from . import operators
-
-if TYPE_CHECKING:
-    from .solver import TimeStepped
+from .grid import OnGrid, check_step
 
 
-def effects(arrivals: Spikes, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
+def effects(arrivals: Spikes, neuron: LIF, solver: OnGrid) -> tuple[Tensor, Tensor]:
     """The steps [A] that have arrivals, ascending, and the effects [2, A, B, M] of the arrivals at the end of each."""
     steps, values = _Effects.of(
         arrivals.time, arrivals.index.long(), arrivals.num_neurons, *specialized(neuron, solver)
@@ -28,25 +24,31 @@ def effects(arrivals: Spikes, neuron: LIF, solver: TimeStepped) -> tuple[Tensor,
     return steps, values if arrivals.height == 1.0 else arrivals.height * values
 
 
-def drive_of(arrivals: Spikes, weight: Tensor, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
+def drive_of(arrivals: Spikes, weight: Tensor, neuron: LIF, solver: OnGrid) -> tuple[Tensor, Tensor]:
     """The steps [A] that have arrivals, ascending, and what these raise behind ``weight`` [N, M], [2, A, B, N]."""
     return _Drive.of(arrivals.time, arrivals.index.long(), arrivals.scaled(weight), *specialized(neuron, solver))
 
 
-def spikes_of(drive: Tensor, steps: Tensor, neuron: LIF, solver: TimeStepped) -> Tape:
+def spikes_of(drive: Tensor, steps: Tensor, neuron: LIF, solver: OnGrid) -> Tape:
     """What neurons emit that receive ``drive`` [2, A, B, N] in the ``steps`` [A]."""
     return Tape(*_SpikeTimes.of(drive, steps, *specialized(neuron, solver)))
 
 
-def spikes_of_individuals(time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, solver: TimeStepped) -> Tape:
+def spikes_of_individuals(time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, solver: OnGrid) -> Tape:
     """What ``neurons`` [N, 5] emit that receive arrivals at a ``time`` [B, K, N] of their own, or [B, K, 1]."""
     return Tape(*_IndividualSpikeTimes.of(time, index, weight, neurons, *specialized(solver)))
 
 
+def _constants(neuron: LIF, solver: OnGrid, values: Tensor) -> tuple[list[float], str, str]:
+    """The last arguments of the operators, for tensors where ``values`` are."""
+    check_step(solver.dt, min(neuron.tau_mem, neuron.tau_syn), solver.scheme)
+    return [*neuron.numbers, solver.t_end, solver.dt], solver.scheme, solver.backend_for(values.device)
+
+
 class _Effects(FirstOrder):
     @staticmethod
-    def forward(time: Tensor, index: Tensor, inputs: int, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
-        return operators.grid_effects(time, index, inputs, *solver._constants(neuron, time))
+    def forward(time: Tensor, index: Tensor, inputs: int, neuron: LIF, solver: OnGrid) -> tuple[Tensor, Tensor]:
+        return operators.grid_effects(time, index, inputs, *_constants(neuron, solver, time))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -57,14 +59,14 @@ class _Effects(FirstOrder):
     @staticmethod
     def backward(ctx, _, grad):
         time, index, steps = ctx.saved_tensors
-        constants = ctx.solver._constants(ctx.neuron, time)
+        constants = _constants(ctx.neuron, ctx.solver, time)
         return operators.grid_effects_adjoint(time, index, steps, grad, *constants), None, None, None, None
 
 
 class _Drive(FirstOrder):
     @staticmethod
-    def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
-        return operators.grid_drive(time, index, weight, *solver._constants(neuron, time))
+    def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: OnGrid) -> tuple[Tensor, Tensor]:
+        return operators.grid_drive(time, index, weight, *_constants(neuron, solver, time))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -77,15 +79,15 @@ class _Drive(FirstOrder):
         need_time, _, need_weight, *_ = ctx.needs_input_grad
         time, index, weight, steps = ctx.saved_tensors
         by_time, by_weight = operators.grid_drive_adjoint(
-            time, index, weight, steps, grad, need_time, need_weight, *ctx.solver._constants(ctx.neuron, time)
+            time, index, weight, steps, grad, need_time, need_weight, *_constants(ctx.neuron, ctx.solver, time)
         )
         return by_time if need_time else None, None, by_weight if need_weight else None, None, None
 
 
 class _SpikeTimes(FirstOrder):
     @staticmethod
-    def forward(drive: Tensor, steps: Tensor, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, ...]:
-        return operators.grid_spikes(drive, steps, *solver._constants(neuron, drive))
+    def forward(drive: Tensor, steps: Tensor, neuron: LIF, solver: OnGrid) -> tuple[Tensor, ...]:
+        return operators.grid_spikes(drive, steps, *_constants(neuron, solver, drive))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -102,15 +104,13 @@ class _SpikeTimes(FirstOrder):
         steps, *columns = ctx.saved_tensors
         tape = Tape(*columns)
         tape = tape._replace(slope=ctx.solver.effective_slope(tape.slope))
-        constants = ctx.solver._constants(ctx.neuron, grad)
+        constants = _constants(ctx.neuron, ctx.solver, grad)
         return operators.grid_adjoint(steps, *tape, grad, ctx.width, *constants), None, None, None
 
 
 class _IndividualSpikeTimes(FirstOrder):
     @staticmethod
-    def forward(
-        time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, solver: TimeStepped
-    ) -> tuple[Tensor, ...]:
+    def forward(time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, solver: OnGrid) -> tuple[Tensor, ...]:
         return operators.individual_spikes(
             time, index, weight, neurons, solver.t_end, solver.dt, solver.grazing, solver.min_slope
         )

@@ -1,9 +1,9 @@
-"""``TimeStepped``: the solver on a time grid, and its autograd functions."""
+"""``TimeStepped``: the solver on a time grid, and the rule by which it passes gradients on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,11 +18,71 @@ from eventprop.core.observe import observe
 from eventprop.core.spikes import Spikes, whole_steps
 
 from ..event_driven import EventDriven
-from ..solver import READOUTS, Solver, check_arrivals, check_weight, delayed_times
+from ..problem import Convolution, Dense, LinearMap, Problem
+from ..solver import Solver, delayed_times, spikes_by_passes
+from ..support import EVERYWHERE, Kind, Support
 from ..tape import check_finite
-from ..window import Window
 from .functions import drive_of, effects, spikes_of, spikes_of_individuals
-from .grid import SCHEMES, Grid, GridSpikes, check_step, dense
+from .grid import SCHEMES, Grid, dense
+from .grid_spikes import GridSpikes
+
+
+@dataclass(frozen=True)
+class BackwardRule:
+    """How gradients pass a layer on a grid. This one is exact: spikes are differentiable in their times.
+
+    A rule of your own derives from it, and changes what it needs to: what a layer emits, or what layers and readouts
+    make of that. The forward pass stays that of the solver.
+
+    Attributes:
+        name: of the rule's column in the table of what solvers solve; empty for that of the solver.
+        supports: what it has gradients for; None for all that the solver solves.
+    """
+
+    name: ClassVar[str] = ""
+    supports: ClassVar[Support | None] = None
+
+    def check(self, solver: TimeStepped) -> None:
+        """Raise unless this rule goes with the options of the solver."""
+
+    def spikes(self, steps: Tensor, drive: Tensor, neuron: LIF, solver: TimeStepped) -> GridSpikes:
+        """What neurons emit that receive ``drive`` [2, A, B, *shape of the layer], (psp, psc) at the end of ``steps`` [A]."""
+        tape = spikes_of(drive.flatten(3), steps, neuron, solver)
+        observe(tape.neuron, tape.after)
+        return GridSpikes._on_grid(tape.time, tape.neuron, tuple(drive.shape[3:]), tape.slope, solver.dt, solver.t_end)
+
+    def effects(self, arrivals: Spikes, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
+        """The steps [A] with arrivals, and what these have raised through a weight of 1 by the end of each, [2, A, B, M]."""
+        return effects(arrivals, neuron, solver)
+
+    def drive(self, arrivals: Spikes, weight: Tensor, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
+        """The same behind ``weight`` [N, M]; on the CPU from arrival to arrival, without what arrives in each step."""
+        return drive_of(arrivals, weight, neuron, solver)
+
+    def potential(self, problem: Problem, arrivals: Spikes, solver: TimeStepped) -> Tensor:
+        """What is read out of the potential of neurons without threshold."""
+        if solver.scheme == "exponential":  # given the spike times, the readout needs no grid
+            return EventDriven(solver.t_end, backend=solver.backend).potential_of(problem, arrivals)
+        weight, neuron, readout = problem.to_read_out()
+        potential = solver.free_potential(arrivals, weight, neuron)
+        return potential.amax(0).clamp(min=0.0) if readout.reduce == "max" else potential.mean(0)
+
+
+EULER: Support = {
+    Kind(): EVERYWHERE,
+    Kind(recurrence="delayed"): EVERYWHERE,
+    Kind("convolution"): EVERYWHERE,
+    Kind("linear map"): EVERYWHERE,
+    Kind(output="max or mean"): EVERYWHERE,
+}
+EXPONENTIAL: Support = {
+    **EULER,
+    Kind(neurons="LearnableLIF"): EVERYWHERE,
+    Kind(recurrence="delayed", neurons="LearnableLIF"): EVERYWHERE,
+    Kind("delayed"): EVERYWHERE,
+    Kind("delayed", neurons="LearnableLIF"): EVERYWHERE,
+    Kind(output="other readout"): EVERYWHERE,
+}
 
 
 @dataclass(frozen=True)
@@ -45,97 +105,86 @@ class TimeStepped(Solver):
         dt: length of a step in ms.
         scheme: "exponential" or "euler".
         grazing, min_slope, backend: as for every ``Solver``.
+        rule: how gradients pass a layer; the exact one by default.
 
     Raises:
         TypeError, ValueError: if an argument is not as described; the message names it.
     """
 
     begin: ClassVar[float] = 0.0
+    variants: ClassVar[Mapping[str, Support]] = {
+        "TimeStepped": EXPONENTIAL,
+        'TimeStepped(scheme="euler")': EULER,
+    }
+
     t_end: float
     dt: float
     scheme: str = "exponential"
     grazing: str = "raw"
     min_slope: float = 1e-3
     backend: str = "auto"
+    rule: BackwardRule = BackwardRule()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "dt", positive("dt", self.dt))
         choice("scheme", self.scheme, SCHEMES)
         whole_steps(self.t_end, self.dt)
-        object.__setattr__(self, "exact", EventDriven(self.t_end, backend=self.backend))
+        self.rule.check(self)
 
-    def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> GridSpikes:
-        check_weight(arrivals, weight)
-        if isinstance(neuron, LearnableLIF):
-            return self._spikes_of_individuals(arrivals, arrivals.time[:, :, None], weight, neuron)
-        return self._emitted(*self._drive_through(weight, arrivals, neuron), neuron)
+    @property
+    def step(self) -> float:
+        return self.dt
 
-    def spikes_behind(self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF) -> GridSpikes:
-        """The spikes of neurons behind ``synapses``, any linear map of [batch, *shape] to [batch, *shape of the layer]."""
-        return self._emitted(*self._drive(synapses, arrivals, neuron), neuron)
+    @property
+    def variant(self) -> str:
+        exact = "TimeStepped" if self.scheme == "exponential" else 'TimeStepped(scheme="euler")'
+        return self.rule.name or exact
 
-    def _emitted(self, steps: Tensor, drive: Tensor, neuron: LIF) -> GridSpikes:
-        tape = spikes_of(drive.flatten(3), steps, neuron, self)
-        observe(tape.neuron, tape.after)
-        return GridSpikes._on_grid(tape.time, tape.neuron, tuple(drive.shape[3:]), tape.slope, self.dt, self.t_end)
+    @property
+    def supports(self) -> Support:
+        return self.variants[self.variant] if self.rule.supports is None else self.rule.supports
 
-    def delayed_spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF, delay: Tensor) -> GridSpikes:
-        check_weight(arrivals, weight)
-        return self._spikes_of_individuals(arrivals, delayed_times(arrivals, delay), weight, neuron)
+    def spikes_of(self, problem: Problem, arrivals: Spikes) -> Spikes:
+        synapses, neuron = problem.synapses, problem.neuron
+        if problem.recurrence is not None:
+            return spikes_by_passes(self, problem, arrivals)
+        if isinstance(synapses, Dense) and (synapses.delay is not None or isinstance(neuron, LearnableLIF)):
+            return self._individual(problem, arrivals, synapses)
+        assert isinstance(neuron, LIF)
+        if isinstance(synapses, Dense):
+            steps, drive = self.rule.drive(arrivals, synapses.weight, neuron, self)
+        else:
+            function = synapses.function if isinstance(synapses, LinearMap) else _convolution(synapses, arrivals)
+            steps, drive = self.drive_behind(function, arrivals, neuron)
+        return self.rule.spikes(steps, drive, neuron, self)
 
-    def _spikes_of_individuals(
-        self, arrivals: Spikes, time: Tensor, weight: Tensor, neuron: LIF | LearnableLIF
-    ) -> GridSpikes:
-        """The spikes of neurons with parameters of their own, for each of which the arrivals come at a ``time`` [B, K, N] of
-        its own, or [B, K, 1]."""
-        if self.scheme != "exponential":
-            raise ValueError(
-                f"scheme must be 'exponential' for LearnableLIF and for delays of synapses, got {self.scheme!r}; EventDriven "
-                f"solves these too"
-            )
-        self.check_begin(arrivals)
+    def _individual(self, problem: Problem, arrivals: Spikes, synapses: Dense) -> GridSpikes:
+        """The spikes of neurons with parameters, or with delays of their synapses, of their own."""
+        weight, delay = synapses
+        time = arrivals.time[:, :, None] if delay is None else delayed_times(arrivals, delay)
         received = time, arrivals.index.long(), arrivals.scaled(weight)
-        tape = spikes_of_individuals(*received, parameters_of(neuron, weight), self)
+        tape = spikes_of_individuals(*received, parameters_of(problem.neuron, weight), self)
         observe(tape.neuron, tape.after)
         return GridSpikes._on_grid(tape.time, tape.neuron, (len(weight),), tape.slope, self.dt, self.t_end)
 
-    def recurrent_spikes(
-        self,
-        arrivals: Spikes,
-        weight: Tensor,
-        neuron: LIF | LearnableLIF,
-        recurrent_weight: Tensor,
-        delay: float,
-    ) -> Spikes:
-        if delay < self.dt:
-            raise ValueError(
-                f"delay must be at least dt={self.dt} with TimeStepped, got {delay}; choose a smaller dt or EventDriven"
-            )
-        return super().recurrent_spikes(arrivals, weight, neuron, recurrent_weight, delay)
+    def potential_of(self, problem: Problem, arrivals: Spikes) -> Tensor:
+        return self.rule.potential(problem, arrivals, self)
 
-    def convolution(
-        self, arrivals: Spikes, weight: Tensor, neuron: LIF, stride: tuple[int, int], padding: tuple[int, int]
-    ) -> GridSpikes:
-        window = Window.of(arrivals, weight, stride, padding)
-        return self.spikes_behind(
-            lambda x: F.conv2d(x.reshape(-1, window.channels, *window.image), weight, None, stride, padding),
-            arrivals,
-            neuron,
-        )
-
-    def readout(self, arrivals: Spikes, weight: Tensor, neuron: LIF, reduce: str) -> Tensor:
-        check_weight(arrivals, weight)
-        choice("reduce", reduce, READOUTS)
-        self.check_begin(arrivals)
-        if self.scheme == "exponential":  # given the spike times, the readout needs no grid
-            return self.exact.readout(arrivals, weight, neuron, reduce)
-        potential = self.free_potential(arrivals, weight, neuron)
-        return potential.amax(0).clamp(min=0.0) if reduce == "max" else potential.mean(0)
+    def drive_behind(
+        self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF
+    ) -> tuple[Tensor, Tensor]:
+        """The steps [A] with arrivals, and what their effects are behind ``synapses``, any linear map of [batch, *shape] to
+        [batch, *shape of the layer]: [2, A, B, *shape of the layer]."""
+        steps, values = self.rule.effects(arrivals, neuron, self)
+        shape = arrivals._shape if isinstance(arrivals, GridSpikes) else (arrivals.num_neurons,)
+        with torch.autocast(arrivals.device.type, enabled=False):
+            drive = synapses(values.reshape(math.prod(values.shape[:3]), *shape))
+        return steps, drive.unflatten(0, tuple(values.shape[:3]))
 
     def free_potential(self, arrivals: Spikes, weight: Tensor, neuron: LIF) -> Tensor:
         """[T, B, N] potential, at the end of each step, of neurons without threshold."""
-        steps, drive = self._drive(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
+        steps, drive = self.drive_behind(lambda x: F.linear(x.flatten(1), weight), arrivals, neuron)
         grid = Grid.of(neuron, self.t_end, self.dt, self.scheme)
         v = i = drive.new_zeros(drive.shape[2:])
         potential = []
@@ -146,26 +195,8 @@ class TimeStepped(Solver):
         check_finite(is_finite(v))  # what is not stays so
         return torch.stack(potential)
 
-    def _drive(self, synapses: Callable[[Tensor], Tensor], arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
-        """The steps [A] with arrivals, and what their effects are behind the synapses, [2, A, B, *shape of the layer]."""
-        check_arrivals(arrivals)
-        self.check_begin(arrivals)
-        steps, values = self._effects(arrivals, neuron)
-        shape = arrivals._shape if isinstance(arrivals, GridSpikes) else (arrivals.num_neurons,)
-        with torch.autocast(arrivals.device.type, enabled=False):
-            drive = synapses(values.reshape(math.prod(values.shape[:3]), *shape))
-        return steps, drive.unflatten(0, tuple(values.shape[:3]))
 
-    def _drive_through(self, weight: Tensor, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
-        """The same behind ``weight`` [N, M]; on the CPU from arrival to arrival, without what arrives in each step."""
-        self.check_begin(arrivals)
-        return drive_of(arrivals, weight, neuron, self)
-
-    def _effects(self, arrivals: Spikes, neuron: LIF) -> tuple[Tensor, Tensor]:
-        """The steps [A] with arrivals, and what these have raised by the end of each, [2, A, B, M]."""
-        return effects(arrivals, neuron, self)
-
-    def _constants(self, neuron: LIF, values: Tensor) -> tuple[list[float], str, str]:
-        """The last arguments of the operators, for tensors where ``values`` are."""
-        check_step(self.dt, min(neuron.tau_mem, neuron.tau_syn), self.scheme)
-        return [*neuron.numbers, self.t_end, self.dt], self.scheme, self.backend_for(values.device)
+def _convolution(synapses: Convolution, arrivals: Spikes) -> Callable[[Tensor], Tensor]:
+    """A convolution of the effects of ``arrivals``, as a map of [batch, *their shape]."""
+    window, (weight, stride, padding) = synapses.window(arrivals), synapses
+    return lambda x: F.conv2d(x.reshape(-1, window.channels, *window.image), weight, None, stride, padding)

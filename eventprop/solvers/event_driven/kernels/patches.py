@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eventprop.core.window import Window
+
 from ...compilation.jit import arrays, inlined, jit, threads
-from ...window import Window
 
 
 def unfold(time: Tensor, index: Tensor, window: Window) -> tuple[Tensor, ...]:

@@ -6,11 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
-from eventprop.core.spikes import Spikes
-
-from .solver import check_arrivals, check_kind
+from .spikes import Spikes
 
 Pair = tuple[int, int]
 
@@ -57,9 +53,8 @@ class Window(NamedTuple):
         """The fields on the image that ``spikes`` come from.
 
         Raises:
-            TypeError, ValueError: if they are no spikes, or their shape is not that of an image.
+            ValueError: if their shape is not that of an image.
         """
-        check_arrivals(spikes)
         shape = spikes._shape
         if len(shape) == 2:
             shape = (1, *shape)
@@ -69,18 +64,3 @@ class Window(NamedTuple):
                 f"that shape, or use spikes.reshape(channels, height, width)"
             )
         return cls(shape[0], (shape[1], shape[2]), kernel_size, stride, padding)
-
-    @classmethod
-    def of(cls, arrivals: Spikes, weight: Tensor, stride: Pair, padding: Pair) -> Window:
-        """The fields of a convolution with ``weight`` [C, channels, height, width].
-
-        Raises:
-            TypeError, ValueError: if the arrivals do not fit to the weight.
-        """
-        check_kind(arrivals, weight)
-        window = cls.on(arrivals, (weight.shape[2], weight.shape[3]), stride, padding)
-        if window.channels != weight.shape[1]:
-            raise ValueError(
-                f"the input has {window.channels} channels but weight {list(weight.shape)} takes {weight.shape[1]}"
-            )
-        return window

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .tensorlike import traced
-
-Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
 def real(name: str, value: object, kind: str = "real") -> float:
@@ -107,21 +103,12 @@ def finite_exponential(name: str, logarithm: Tensor) -> None:
     )  # half: exp of the logarithm is rounded
 
 
-def names_parameters(forward: Forward) -> Forward:
-    """A module's ``forward`` whose ValueErrors name the parameters and buffers of the module that are not finite, if any.
+def check_parameters(module: nn.Module) -> None:
+    """Raise if a parameter or a buffer of the module is not finite: for a module whose output is not.
 
     To look at all weights in every pass would cost time. Instead, solvers see for nothing that a potential is not finite, and
     only then the module looks for the reason. So weights that no spike meets may be NaN: they have no effect.
     """
-
-    @functools.wraps(forward)
-    def named(self, *args, **kwargs):
-        try:
-            return forward(self, *args, **kwargs)
-        except ValueError:
-            for name, tensor in itertools.chain(self.named_parameters(), self.named_buffers()):
-                if tensor.is_floating_point():
-                    finite_entries(f"{type(self).__name__}.{name}", tensor)
-            raise
-
-    return named  # type: ignore[return-value]
+    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if tensor.is_floating_point():
+            finite_entries(f"{type(module).__name__}.{name}", tensor)

@@ -18,13 +18,13 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils import _pytree as pytree
 
 FLOATS = (torch.float32, torch.float64)
+UNREAL = (FakeTensor, FunctionalTensor)
 
 
 def traced(*tensors: Tensor) -> bool:
     """Whether values of ``tensors`` cannot be looked at: in ``torch.compile``, within ``torch.func``, on the meta device."""
     return torch.compiler.is_compiling() or any(
-        x.is_meta or isinstance(x, (FakeTensor, FunctionalTensor)) or torch._C._functorch.is_functorch_wrapped_tensor(x)
-        for x in tensors
+        x.is_meta or isinstance(x, UNREAL) or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors
     )
 
 

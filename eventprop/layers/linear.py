@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eventprop.core.checks import names_parameters, whole
+from eventprop.core.checks import check_parameters, whole
 from eventprop.core.learnable import LearnableLIF
 from eventprop.core.neuron import LIF
 from eventprop.core.spikes import FLOATS, Spikes
@@ -44,9 +44,12 @@ class _Solved(nn.Module):
         """What the layer asks of its solver."""
         raise NotImplementedError
 
-    @names_parameters
     def forward(self, spikes: Spikes) -> Any:
-        return self.solver.solve(self.problem, spikes)
+        try:
+            return self.solver.solve(self.problem, spikes)
+        except ValueError:
+            check_parameters(self)  # whose errors say more
+            raise
 
 
 def draw_weight(weight: Tensor, unit: float, inputs: int, mean: float, std: float) -> None:

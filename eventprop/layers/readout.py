@@ -8,12 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from eventprop.core.checks import choice, finite_exponential, is_finite, names_parameters, positive
-from eventprop.core.spikes import Spikes
+from eventprop.core.checks import choice, finite_exponential, positive
 from eventprop.core.tensorlike import traced
 from eventprop.solvers.problem import REDUCTIONS, Dense, Problem, Readout
 from eventprop.solvers.solver import Solver
-from eventprop.solvers.tape import check_finite
 
 from .linear import _Synapses
 
@@ -97,12 +95,6 @@ class LeakyReadout(_Synapses):
                 finite_exponential(f"LeakyReadout.{name}", getattr(self, name))
             tau = self.log_tau_mem.exp(), self.log_tau_syn.exp()
         return Problem(Dense(self.weight), self.neuron, readout=Readout(self.reduce, self.tau_weight, self.times, tau))
-
-    @names_parameters
-    def forward(self, spikes: Spikes) -> Tensor:
-        output = self.solver.solve(self.problem, spikes)
-        check_finite(is_finite(output))
-        return output
 
     def extra_repr(self) -> str:
         options = [f"reduce={self.reduce!r}"]

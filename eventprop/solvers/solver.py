@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from eventprop.core.checks import bounds, choice, finite_entries, positive
+from eventprop.core.checks import bounds, choice, finite_entries, is_finite, positive
 from eventprop.core.learnable import LearnableLIF
 from eventprop.core.neuron import LIF
 from eventprop.core.spikes import Spikes
@@ -18,6 +18,7 @@ from eventprop.core.tensorlike import traced
 
 from .problem import REDUCTIONS, Dense, Problem, Readout
 from .support import Support, UnsupportedError
+from .tape import check_finite
 
 BACKENDS = ("auto", "numba", "torch")
 GRAZING = ("raw", "clamp", "saturate", "drop")
@@ -83,7 +84,11 @@ class Solver(ABC):
                 f"spikes must not come before time {self.begin:g}, got {bounds(arrivals.time)[0]}; shift all times, or use "
                 f"EventDriven"
             )
-        return self.spikes_of(problem, arrivals) if problem.readout is None else self.potential_of(problem, arrivals)
+        if problem.readout is None:
+            return self.spikes_of(problem, arrivals)
+        potential = self.potential_of(problem, arrivals)
+        check_finite(is_finite(potential))
+        return potential
 
     def check(self, problem: Problem, device: torch.device | None = None) -> None:
         """Raise unless this solver solves the problem, for tensors on ``device``, or on some.

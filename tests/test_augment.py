@@ -9,8 +9,20 @@ import pytest
 import torch
 from conftest import random_network, random_spikes
 
-from eventprop import LIF, EventDriven, GridSpikes, Spikes, SpikingLinear, TimeStepped, check_gradients, latency_encode
-from eventprop.layers.augmentation import BackgroundSpikes, ShiftImage, SpikeDropout, SpikeTimeJitter
+from eventprop import (
+    LIF,
+    BackgroundSpikes,
+    EventDriven,
+    GridSpikes,
+    ShiftImage,
+    SpikeDropout,
+    Spikes,
+    SpikeTimeJitter,
+    SpikingLinear,
+    TimeStepped,
+    check_gradients,
+    latency_encode,
+)
 
 MODULES = [SpikeDropout(0.3), SpikeTimeJitter(2.0), ShiftImage(2), BackgroundSpikes(0.01, 40.0)]
 

@@ -8,8 +8,17 @@ import pytest
 import torch
 from conftest import random_network, random_spikes
 
-from eventprop import LIF, EventDriven, GridSpikes, Spikes, SpikingLinear, TimeStepped, check_gradients
-from eventprop.layers.delays import Delay, DelayedSpikingLinear
+from eventprop import (
+    LIF,
+    Delay,
+    DelayedSpikingLinear,
+    EventDriven,
+    GridSpikes,
+    Spikes,
+    SpikingLinear,
+    TimeStepped,
+    check_gradients,
+)
 
 EXACT = 1e-7  # promise P3
 SOLVERS = [EventDriven(40.0), TimeStepped(40.0, 0.5)]

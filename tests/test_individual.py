@@ -8,8 +8,16 @@ import pytest
 import torch
 from conftest import ALL, diverse, random_network, random_spikes
 
-from eventprop import LIF, EventDriven, LearnableLIF, Spikes, SpikingLinear, TimeStepped, check_gradients
-from eventprop.layers.delays import DelayedSpikingLinear
+from eventprop import (
+    LIF,
+    DelayedSpikingLinear,
+    EventDriven,
+    LearnableLIF,
+    Spikes,
+    SpikingLinear,
+    TimeStepped,
+    check_gradients,
+)
 from surrogate_baseline.solver import SurrogateTimeStepped
 
 EXACT = 1e-7  # promise P3

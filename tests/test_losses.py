@@ -10,18 +10,21 @@ import torch
 from conftest import random_network, random_spikes
 from test_config import composed, parse
 
-from eventprop import LIF, EventDriven, Spikes, SpikingLinear, TimeStepped, check_gradients, first_spike_cross_entropy
-from eventprop.losses import (
-    FirstSpike,
-    MaxVoltage,
-    SpikeCount,
-    WeightedVoltage,
+from eventprop import (
+    LIF,
+    EventDriven,
+    Spikes,
+    SpikingLinear,
+    TimeStepped,
+    check_gradients,
+    first_spike_cross_entropy,
     silent_margin,
     smooth_count,
     spike_count_cross_entropy,
     spike_count_penalty,
     spike_time_mse,
 )
+from eventprop.losses import FirstSpike, MaxVoltage, SpikeCount, WeightedVoltage
 from eventprop.training.config import ConfigError
 from eventprop.training.loop import train
 

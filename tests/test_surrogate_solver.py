@@ -9,9 +9,19 @@ import torch
 from conftest import random_spikes
 from torch import nn
 
-from eventprop import LIF, GridSpikes, LeakyReadout, Spikes, SpikingLayer, SpikingLinear, TimeStepped, check_gradients
-from eventprop.layers.augmentation import SpikeDropout
-from eventprop.losses import FirstSpike, MaxVoltage, MeanVoltage, smooth_count
+from eventprop import (
+    LIF,
+    GridSpikes,
+    LeakyReadout,
+    SpikeDropout,
+    Spikes,
+    SpikingLayer,
+    SpikingLinear,
+    TimeStepped,
+    check_gradients,
+    smooth_count,
+)
+from eventprop.losses import FirstSpike, MaxVoltage, MeanVoltage
 from eventprop.training.networks import fully_connected
 from surrogate_baseline.solver import RasterSpikes, SurrogateTimeStepped
 from surrogate_baseline.surrogates import Arctan, FastSigmoid

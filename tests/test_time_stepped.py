@@ -21,12 +21,12 @@ from eventprop import (
     TimeStepped,
     check_gradients,
     first_spike_cross_entropy,
+    study_convergence,
 )
 from eventprop.core.neuron import decay
 from eventprop.solvers import tape
 from eventprop.solvers.time_stepped import operators
 from eventprop.solvers.time_stepped.reference import KINDS
-from eventprop.tools.convergence import study_convergence
 
 DTS = [2.0, 1.0, 0.5, 0.1]
 

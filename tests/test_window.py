@@ -8,10 +8,20 @@ import pytest
 import torch
 from conftest import ALL, diverse
 
-from eventprop import LIF, EventDriven, LeakyReadout, LearnableLIF, Spikes, SpikingLinear, SpikingRecurrent, TimeStepped
+from eventprop import (
+    LIF,
+    EventDriven,
+    LeakyReadout,
+    LearnableLIF,
+    Spikes,
+    SpikingLinear,
+    SpikingRecurrent,
+    TimeStepped,
+    check_gradients,
+    silent_margin,
+    smooth_count,
+)
 from eventprop.core.neuron import decay
-from eventprop.losses import silent_margin, smooth_count
-from eventprop.tools.gradcheck import check_gradients
 
 EXACT = 1e-7  # promise P3
 T_END = 40.0

@@ -1,4 +1,4 @@
-"""What a PyTorch user may do with the layers of this package, one test for each habit."""
+"""P10: what a PyTorch user may do with the layers of this package, one test for each habit."""
 
 from __future__ import annotations
 

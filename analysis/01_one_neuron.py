@@ -25,10 +25,8 @@
 import torch
 from matplotlib import pyplot as plt
 
-from eventprop import LIF, EventDriven, Spikes, SpikingLinear
-from eventprop.losses import silent_margin
+from eventprop import LIF, EventDriven, Spikes, SpikingLinear, adjoint_trace, silent_margin
 from eventprop.tools.plots import plot_adjoint, plot_loss_along, plot_neuron
-from eventprop.tools.traces import adjoint_trace
 
 plt.rcParams["figure.dpi"] = 90
 torch.set_default_dtype(torch.float64)

@@ -29,8 +29,16 @@ import torch
 from matplotlib import pyplot as plt
 from torch.nn import functional as F
 
-from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear, TimeStepped, check_gradients
-from eventprop.tools.convergence import study_convergence
+from eventprop import (
+    LIF,
+    EventDriven,
+    LeakyReadout,
+    Spikes,
+    SpikingLinear,
+    TimeStepped,
+    check_gradients,
+    study_convergence,
+)
 from eventprop.tools.plots import plot_gradient_check, plot_gradients, plot_raster
 from surrogate_baseline.solver import SurrogateTimeStepped
 from surrogate_baseline.surrogates import FastSigmoid

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from eventprop.training.command_line import command, options
 from eventprop.training.config import parse
-from eventprop.training.loop import EVALUATION_BATCH, encoded, evaluate, load_data
+from eventprop.training.loop import EVALUATION_BATCH, evaluate
 from eventprop.training.restore import Parse, restore
+from eventprop.training.task import encoded, load_data
 
 
 def run(arguments: Sequence[str], parse: Parse) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import statistics
 import sys
 from collections.abc import Callable
 
@@ -30,6 +29,7 @@ from eventprop.training.config import CONFIG_DIRECTORY, Config, ConfigError, par
 from eventprop.training.loop import train
 from eventprop.training.parallel import Processes, silence_followers
 from eventprop.training.run_log import RunDirectory
+from eventprop.training.summary import in_words
 
 log = logging.getLogger(__name__)
 
@@ -75,23 +75,8 @@ def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) 
             if not SHOW_TRACEBACKS:
                 fail(error)
         raise
-    if directory is None:
-        return
-    validation = (
-        f"validation {100 * summary['validation_accuracy']:.2f} %, " if "validation_accuracy" in summary else ""
-    )
-    log.info(
-        "%s, %s, seed %d\n"
-        "  accuracy   test %.2f %%, %straining %.2f %% (%d epochs of %s samples from %s)\n"
-        "  time       %.0f s in all, %.1f s per epoch\n"
-        "  activity   %.1f hidden spikes per sample, %.1f %% of the hidden neurons silent\n"
-        "  files      %s",
-        summary["experiment"], method, summary["seed"],
-        100 * summary["test_accuracy"], validation, 100 * summary["train_accuracy"], summary["epochs"],
-        f"{summary['dataset']['n_train']:,}", summary["dataset"]["source"],
-        summary["train_seconds"], statistics.median(summary["seconds_per_epoch"]),
-        summary["hidden_spikes_per_sample"], 100 * summary["silent_fraction"], directory.path,
-    )  # fmt: skip
+    if directory is not None:
+        log.info("%s", in_words(summary, directory.path))
 
 
 def start(main: Callable[[], None]) -> None:
@@ -110,7 +95,7 @@ def start(main: Callable[[], None]) -> None:
                 raise ConfigError(f"{error}; choose another hydra.run.dir, or hydra.sweep.dir of a sweep") from error
             raise ConfigError(f"{error}; got {' '.join(sys.argv[1:])}") from error
         except SystemExit as end:
-            raise SystemExit(2 if end.code == 1 else end.code) from end  # Hydra's, after a line of its own
+            raise SystemExit(2 if end.code == 1 else end.code) from end  # Hydra's own, after a message
 
     logging.raiseExceptions = False  # a reader of the output that leaves does not stop a run, nor fills stderr
     silence_followers()

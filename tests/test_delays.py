@@ -6,12 +6,19 @@ import re
 
 import pytest
 import torch
-from conftest import random_network, random_spikes
+from conftest import assert_exact, random_layer, random_network, random_spikes
 
-from eventprop import LIF, EventDriven, GridSpikes, Spikes, SpikingLinear, TimeStepped, check_gradients
-from eventprop.layers.delays import Delay, DelayedSpikingLinear
+from eventprop import (
+    LIF,
+    Delay,
+    DelayedSpikingLinear,
+    EventDriven,
+    GridSpikes,
+    Spikes,
+    SpikingLinear,
+    TimeStepped,
+)
 
-EXACT = 1e-7  # promise P3
 SOLVERS = [EventDriven(40.0), TimeStepped(40.0, 0.5)]
 
 
@@ -21,9 +28,7 @@ def layer(solver, inputs: int = 6, neurons: int = 4) -> SpikingLinear:
 
 def delayed_layer() -> DelayedSpikingLinear:
     torch.manual_seed(0)
-    module = DelayedSpikingLinear(6, 4, solver=EventDriven(40.0), mean_delay=3.0, dtype=torch.float64)
-    module.weight.data.copy_(layer(module.solver).weight)
-    return module
+    return random_layer(6, 4, EventDriven(40.0), kind=DelayedSpikingLinear, mean_delay=3.0)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
@@ -37,8 +42,7 @@ def test_gradients_of_delays_in_front_and_behind(solver):
         output = network(spikes)
         return output.time[output.index >= 0].square().sum()
 
-    report = check_gradients(loss, [front.raw_delay, behind.raw_delay, network[1].weight])
-    assert report.relative_error <= EXACT, report
+    assert_exact(loss, [front.raw_delay, behind.raw_delay, network[1].weight])
 
 
 def test_a_dendritic_delay_is_a_delay_of_the_output():

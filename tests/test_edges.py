@@ -18,6 +18,7 @@ from mpmath import exp, mp, mpf
 
 from eventprop import (
     LIF,
+    DelayedSpikingLinear,
     EventDriven,
     LeakyReadout,
     LearnableLIF,
@@ -27,10 +28,9 @@ from eventprop import (
     SpikingRecurrent,
     TimeStepped,
     check_gradients,
+    silent_margin,
 )
 from eventprop.core.neuron import decay
-from eventprop.layers.delays import DelayedSpikingLinear
-from eventprop.losses import silent_margin
 from eventprop.solvers import tape
 
 CASES, PARTS, GRADIENT_CASES, READOUT_CASES = 300, 6, 60, 40

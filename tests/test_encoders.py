@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from eventprop import binary_latency_encode, latency_encode
-from eventprop.encoders import sequence_encode
+from eventprop import binary_latency_encode, latency_encode, sequence_encode
 
 
 def test_latency_code_of_grey_values():

@@ -174,7 +174,7 @@ def test_arrivals_after_the_window_have_no_effect(solver):
     assert weight.grad[0, 1] == 0
 
 
-# ---- promises of the design ------------------------------------------------------------------------------------------
+# ---- promises, as docs/promises.md has them --------------------------------------------------------------------------
 
 
 def test_float32_stays_close_to_float64_over_a_long_window():

@@ -6,14 +6,11 @@ import math
 
 import pytest
 import torch
-from conftest import random_network
+from conftest import EXACT, assert_exact, random_network
 from torch.nn import functional as F
 
 from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear, check_gradients, first_spike_cross_entropy
 from eventprop.core.neuron import decay
-
-# |analytic - numeric| / |numeric|: what the differences are good for in float64 (see check_gradients)
-EXACT = 1e-7
 
 
 @pytest.mark.parametrize("loss", ["first_spike", "max", "mean"])
@@ -34,10 +31,7 @@ def test_gradients_are_exact(neuron, depth, loss):
                 spikes_per_neuron.append(float(spikes.count().double().mean()))
         return first_spike_cross_entropy(spikes, target) if loss == "first_spike" else F.cross_entropy(spikes, target)
 
-    report = check_gradients(fn, [torch.rand(2, sizes[0], 2, dtype=torch.float64) * 20, *network.parameters()])
-    assert report.relative_error <= EXACT, report
-    compared, entries = sum(int(c.sum()) for c in report.compared), sum(c.numel() for c in report.compared)
-    assert compared >= 0.9 * entries, report  # few perturbations make two spikes change places
+    assert_exact(fn, [torch.rand(2, sizes[0], 2, dtype=torch.float64) * 20, *network.parameters()])
     if spikes_per_neuron:
         assert max(spikes_per_neuron) > 1
 
@@ -45,14 +39,11 @@ def test_gradients_are_exact(neuron, depth, loss):
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_gradients_of_simultaneous_arrivals_are_exact(backend):
     """The binary latency code: many arrivals at one time."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     network = random_network([5, 3, 2], LIF(), EventDriven(40.0, backend=backend), "max")
     times = torch.where(torch.rand(3, 5) > 0.5, 10.0, 20.0).double()
     target = torch.tensor([0, 1, 0])
-    report = check_gradients(
-        lambda *_: F.cross_entropy(network(Spikes.from_times(times)), target), [*network.parameters()]
-    )
-    assert report.relative_error <= EXACT, report
+    assert_exact(lambda *_: F.cross_entropy(network(Spikes.from_times(times)), target), [*network.parameters()])
 
 
 def test_maximum_voltage_where_an_arrival_ends_the_rise():
@@ -60,8 +51,7 @@ def test_maximum_voltage_where_an_arrival_ends_the_rise():
     readout = LeakyReadout(2, 1, solver=EventDriven(40.0), dtype=torch.float64)
     readout.weight.data.copy_(torch.tensor([[3.0, -9.0]]))
     times = torch.tensor([[1.0, 5.0]], dtype=torch.float64)
-    report = check_gradients(lambda t, _: readout(Spikes.from_times(t)).sum(), [times, readout.weight])
-    assert report.relative_error <= EXACT, report
+    report = assert_exact(lambda t, _: readout(Spikes.from_times(t)).sum(), [times, readout.weight])
     _, s, phi = decay(torch.tensor(4.0, dtype=torch.float64), 20.0, 5.0)
     assert float(report.analytic[0][0, 1]) == pytest.approx(3.0 * float(s - phi) / 20.0)  # 3 dphi/dt after 4 ms
 
@@ -70,8 +60,7 @@ def test_maximum_voltage_at_the_end_of_the_window():
     readout = LeakyReadout(1, 1, solver=EventDriven(4.0), dtype=torch.float64)
     readout.weight.data.fill_(3.0)
     times = torch.tensor([[1.0]], dtype=torch.float64)
-    report = check_gradients(lambda t, _: readout(Spikes.from_times(t)).sum(), [times, readout.weight])
-    assert report.relative_error <= EXACT, report
+    assert_exact(lambda t, _: readout(Spikes.from_times(t)).sum(), [times, readout.weight])
 
 
 def test_any_torch_function_of_spike_times_is_a_loss(neuron):
@@ -83,7 +72,7 @@ def test_any_torch_function_of_spike_times_is_a_loss(neuron):
         out = network(Spikes.from_times(times))
         return torch.where(torch.isfinite(out.time), torch.sin(out.time / 7) * (1 + out.index), 0.0).sum()
 
-    assert check_gradients(fn, [times, *network.parameters()]).relative_error <= EXACT
+    assert_exact(fn, [times, *network.parameters()])
 
 
 def single(weight: float) -> SpikingLinear:
@@ -168,7 +157,7 @@ def test_check_gradients_names_bad_arguments():
 
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_grazing_policies_change_the_gradient_of_grazing_spikes_only(backend):
-    """One neuron crosses steeply, the other grazes; dt/dw = -phi/slope (eq. 9 with p = q = 0)."""
+    """P9: one neuron crosses steeply, the other grazes; dt/dw = -phi/slope (eq. 9 with p = q = 0)."""
     arrivals = Spikes.from_times(torch.tensor([[0.0]], dtype=torch.float64))
     weight = torch.tensor([[30.0], [LIF().minimum_weight * (1 + 1e-9)]], dtype=torch.float64, requires_grad=True)
     gradients, times = {}, {}

@@ -334,6 +334,11 @@ VALUES = st.one_of(
 def test_any_value_of_any_key_builds_or_is_named(main_job, key, value):
     config = copy.deepcopy(main_job)
     # OmegaConf itself may refuse it: an interpolation that is none, for example
-    with contextlib.suppress(OmegaConfBaseException, ConfigError):
+    said = key
+    with contextlib.suppress(OmegaConfBaseException):
         OmegaConf.update(config, key, value, merge=False)
-        parse(config)
+        try:
+            parse(config)
+        except ConfigError as error:
+            said = str(error)
+    assert key in said

@@ -6,37 +6,29 @@ import re
 
 import pytest
 import torch
-from conftest import ALL, diverse, random_network, random_spikes
+from conftest import assert_exact_gradients, diverse, learnable, random_layer, random_spikes
 
-from eventprop import LIF, EventDriven, LearnableLIF, Spikes, SpikingLinear, TimeStepped, check_gradients
-from eventprop.layers.delays import DelayedSpikingLinear
+from eventprop import (
+    LIF,
+    DelayedSpikingLinear,
+    EventDriven,
+    LearnableLIF,
+    Spikes,
+    SpikingLinear,
+    TimeStepped,
+)
 from surrogate_baseline.solver import SurrogateTimeStepped
-
-EXACT = 1e-7  # promise P3
 
 
 def layer(neuron, solver, kind=SpikingLinear, neurons: int = 4, **options) -> SpikingLinear:
     """Neurons that spike several times; always the same."""
     torch.manual_seed(0)
-    module = kind(5, neurons, neuron=neuron, solver=solver, dtype=torch.float64, **options)
-    module.weight.data.copy_(random_network([5, neurons], LIF(), solver)[0].weight)
-    return module
+    return random_layer(5, neurons, solver, neuron, kind, **options)
 
 
-def assert_exact_gradients(module: SpikingLinear) -> None:
-    """Of all parameters and of the input times."""
-    torch.manual_seed(10)  # a shared parameter is one number, which must not be nearly 0 by chance
-    spikes = random_spikes(2, 5, per_neuron=1)
-    time = spikes.time.clone().requires_grad_(True)
-
-    def loss(time, *_):
-        output = module(Spikes._trusted(time, spikes.index, (5,)))
-        return (0.1 * output.time[output.index >= 0]).sin().sum()
-
-    assert module(spikes).count().max() > 1
-    report = check_gradients(loss, [time, *module.parameters()])
-    assert sum(int(compared.sum()) for compared in report.compared) > 20
-    assert report.relative_error <= EXACT, report
+def arrivals() -> Spikes:
+    torch.manual_seed(10)  # the gradient of a shared parameter is one number, which must not be nearly 0 by chance
+    return random_spikes(2, 5, per_neuron=1)
 
 
 @pytest.mark.parametrize("dt", [2.0, 0.5])
@@ -64,13 +56,7 @@ def test_plain_parameters_give_what_the_plain_layer_gives(neuron, dt):
     [(2.0, 0.0, False), (2.0, 0.7, False), (2.0, 3.0, False), (2.0, 0.7, True), (0.6, 0.7, False)],
 )
 def test_gradients_are_exact(dt, refractory, shared):
-    if shared:
-        neuron = LearnableLIF(
-            4, LIF(15.0, 6.0), learn=ALL, bias=0.2, shared=True, refractory=refractory, dtype=torch.float64
-        )
-    else:
-        neuron = diverse(4, refractory=refractory)
-    assert_exact_gradients(layer(neuron, TimeStepped(24.0, dt)))
+    assert_exact_gradients(layer(learnable(shared, refractory), TimeStepped(24.0, dt)), arrivals())
 
 
 @pytest.mark.parametrize("refractory", [0.0, 3.0])
@@ -169,7 +155,7 @@ def test_every_synapse_has_its_own_delay(solver, neuron):
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 @pytest.mark.parametrize("neuron", NEURONS, ids=["LIF", "own", "refractory"])
 def test_gradients_of_synaptic_delays(solver, neuron):
-    assert_exact_gradients(layer(neuron(), solver, DelayedSpikingLinear, mean_delay=3.0))
+    assert_exact_gradients(layer(neuron(), solver, DelayedSpikingLinear, mean_delay=3.0), arrivals())
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)

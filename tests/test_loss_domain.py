@@ -16,7 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mpf
 
-from eventprop import EventDriven, Spikes, SpikingLinear, TimeStepped, first_spike_cross_entropy
+from eventprop import (
+    EventDriven,
+    Spikes,
+    SpikingLinear,
+    TimeStepped,
+    first_spike_cross_entropy,
+    silent_margin,
+    smooth_count,
+    spike_count_cross_entropy,
+    spike_count_penalty,
+    spike_time_mse,
+)
 from eventprop.losses import (
     FirstSpike,
     MaxVoltage,
@@ -25,11 +36,6 @@ from eventprop.losses import (
     SpikeCount,
     WeightedVoltage,
     cross_entropy,
-    silent_margin,
-    smooth_count,
-    spike_count_cross_entropy,
-    spike_count_penalty,
-    spike_time_mse,
 )
 from surrogate_baseline.losses import FirstSpikeStep, MaxPotential, RateCrossEntropy, RateMSE
 

@@ -14,19 +14,23 @@ from torch import nn
 import eventprop
 from eventprop import (  # fmt: skip
     AveragePool2d,
+    BackgroundSpikes,
     BiasSpike,
+    Delay,
+    DelayedSpikingLinear,
     EarliestSpikePool2d,
     EventDriven,
     LeakyReadout,
     LearnableLIF,
+    ShiftImage,
+    SpikeDropout,
+    SpikeTimeJitter,
     SpikingConv2d,
     SpikingLayer,
     SpikingLinear,
     SpikingRecurrent,
     TimeStepped,
 )
-from eventprop.layers.augmentation import BackgroundSpikes, ShiftImage, SpikeDropout, SpikeTimeJitter
-from eventprop.layers.delays import Delay, DelayedSpikingLinear
 from eventprop.losses import FirstSpike
 from eventprop.training.networks import fully_connected
 from surrogate_baseline.layers import Linear

@@ -8,24 +8,30 @@ import torch
 
 from eventprop import (
     LIF,
+    AveragePool2d,
+    BackgroundSpikes,
+    BiasSpike,
+    Delay,
+    DelayedSpikingLinear,
     EventDriven,
     GridSpikes,
     LeakyReadout,
     LearnableLIF,
+    ShiftImage,
+    SpikeDropout,
     Spikes,
+    SpikeTimeJitter,
     SpikingConv2d,
     SpikingLinear,
     SpikingRecurrent,
     TimeStepped,
     binary_latency_encode,
+    first_spike_cross_entropy,
     latency_encode,
+    sequence_encode,
+    smooth_count,
+    spike_time_mse,
 )
-from eventprop.encoders import sequence_encode
-from eventprop.layers.augmentation import BackgroundSpikes, ShiftImage, SpikeDropout, SpikeTimeJitter
-from eventprop.layers.bias import BiasSpike
-from eventprop.layers.convolution import AveragePool2d
-from eventprop.layers.delays import Delay, DelayedSpikingLinear
-from eventprop.losses import first_spike_cross_entropy, smooth_count, spike_time_mse
 
 OPTIONAL = ("tau_weight", "k")  # None means that it is not given
 SOLVER = EventDriven(40.0)

@@ -14,6 +14,7 @@ import torch
 import eventprop
 
 README = Path(__file__).parent.parent / "README.md"
+DOCS = README.parent / "docs"
 
 
 def test_the_code_of_the_readme_runs(capsys):
@@ -35,7 +36,7 @@ def test_the_readme_is_short_and_has_the_results_as_they_are():
     assert readme == runpy.run_path(str(script))["rebuilt"](readme), "run python benchmarks/results_table.py"
 
 
-@pytest.mark.parametrize("page", sorted((README.parent / "docs").glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
 def test_the_code_of_the_documentation_runs(page, tmp_path, monkeypatch):
     """One namespace for each page."""
     monkeypatch.chdir(tmp_path)
@@ -45,21 +46,20 @@ def test_the_code_of_the_documentation_runs(page, tmp_path, monkeypatch):
         exec(block, names)
 
 
-def test_public_names():
-    for name in (
-        "LIF",
-        "Spikes",
-        "SpikingLinear",
-        "SpikingLayer",
-        "EventDriven",
-        "TimeStepped",
-        "GridSpikes",
-        "latency_encode",
-        "binary_latency_encode",
-        "check_gradients",
-    ):
-        assert name in eventprop.__all__
-        assert getattr(eventprop, name).__doc__
+@pytest.mark.parametrize("name", eventprop.__all__)
+def test_public_names_are_documented(name):
+    assert getattr(eventprop, name).__doc__
+    assert re.search(rf"^\.\. auto(class|function):: eventprop\.{name}$", (DOCS / "api.md").read_text(), re.MULTILINE)
+
+
+def test_every_promise_that_tests_cite_is_written_down():
+    """And each promise names test files that there are."""
+    page, tests = (DOCS / "promises.md").read_text(), sorted(Path(__file__).parent.glob("*.py"))
+    promised = set(re.findall(r"^\| (P\d+) ", page, re.MULTILINE))
+    cited = {f"P{k}" for test in tests for k in re.findall(r"\bP(\d+)\b", test.read_text())}
+    assert cited <= promised
+    assert promised == {f"P{k}" for k in range(1, 11)}
+    assert set(re.findall(r"`(\w+\.py)`", page)) <= {test.name for test in tests}
 
 
 def test_importing_the_package_imports_neither_numba_nor_torchvision():

@@ -15,14 +15,27 @@ from torch import nn
 
 import eventprop
 import surrogate_baseline
-from eventprop import EventDriven, LeakyReadout, LearnableLIF, Spikes, SpikingLinear, TimeStepped
-from eventprop.layers.augmentation import BackgroundSpikes, ShiftImage, SpikeDropout, SpikeTimeJitter
-from eventprop.layers.bias import BiasSpike
-from eventprop.layers.convolution import AveragePool2d, EarliestSpikePool2d, SpikingConv2d
-from eventprop.layers.delays import Delay, DelayedSpikingLinear
+from eventprop import (
+    AveragePool2d,
+    BackgroundSpikes,
+    BiasSpike,
+    Delay,
+    DelayedSpikingLinear,
+    EarliestSpikePool2d,
+    EventDriven,
+    LeakyReadout,
+    LearnableLIF,
+    ShiftImage,
+    SpikeDropout,
+    Spikes,
+    SpikeTimeJitter,
+    SpikingConv2d,
+    SpikingLayer,
+    SpikingLinear,
+    SpikingRecurrent,
+    TimeStepped,
+)
 from eventprop.layers.linear import SpikingModule
-from eventprop.layers.linear_map import SpikingLayer
-from eventprop.layers.recurrent import SpikingRecurrent
 from surrogate_baseline.layers import Dropout, Linear, Stepwise
 from surrogate_baseline.neurons import IF, Potential
 from surrogate_baseline.neurons import LIF as StepLIF

@@ -11,9 +11,8 @@ import torch
 from conftest import random_spikes
 from matplotlib import pyplot as plt
 
-from eventprop import LIF, EventDriven, Spikes, SpikingLinear, check_gradients
+from eventprop import LIF, EventDriven, Spikes, SpikingLinear, adjoint_trace, check_gradients, potential_trace
 from eventprop.tools import plots
-from eventprop.tools.traces import adjoint_trace, potential_trace
 
 matplotlib.use("Agg")
 

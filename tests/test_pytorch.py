@@ -1,4 +1,4 @@
-"""What a PyTorch user may do with the layers of this package, one test for each habit."""
+"""P10: what a PyTorch user may do with the layers of this package, one test for each habit."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import eventprop.solvers.time_stepped.operators  # noqa: F401  (they register th
 from eventprop import (  # fmt: skip
     LIF,
     AveragePool2d,
+    Delay,
+    DelayedSpikingLinear,
     EventDriven,
     LeakyReadout,
     LearnableLIF,
@@ -26,7 +28,6 @@ from eventprop import (  # fmt: skip
     SpikingRecurrent,
     TimeStepped,
 )
-from eventprop.layers.delays import Delay, DelayedSpikingLinear
 
 EXACT, GRID = EventDriven(40.0), TimeStepped(40.0, 1.0)
 F64 = {"dtype": torch.float64}

@@ -7,11 +7,10 @@ import re
 
 import pytest
 import torch
-from conftest import random_network, random_spikes
+from conftest import assert_exact, random_network, random_spikes
 
-from eventprop import LIF, EventDriven, LeakyReadout, Spikes, TimeStepped, check_gradients
+from eventprop import LIF, EventDriven, LeakyReadout, Spikes, TimeStepped
 
-EXACT = 1e-7  # promise P3
 T_END = 40.0
 SOLVERS = [EventDriven(T_END), TimeStepped(T_END, 0.5)]
 OPTIONS = {
@@ -88,9 +87,7 @@ def test_gradients(neuron, name, learn_tau):
 
     parameters = list(module.parameters())
     assert len(parameters) == (3 if learn_tau else 1)
-    report = check_gradients(loss, [hidden.weight, *parameters])
-    for error in report.relative_errors:
-        assert error <= EXACT, report
+    assert_exact(loss, [hidden.weight, *parameters])
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -13,8 +13,10 @@ from torch.nn.utils import parametrizations
 
 from eventprop import (
     LIF,
+    Delay,
     EventDriven,
     LeakyReadout,
+    SpikeDropout,
     Spikes,
     SpikingConv2d,
     SpikingLayer,
@@ -23,10 +25,8 @@ from eventprop import (
     TimeStepped,
     first_spike_cross_entropy,
     latency_encode,
+    report,
 )
-from eventprop.layers.augmentation import SpikeDropout
-from eventprop.layers.delays import Delay
-from eventprop.tools import report
 from surrogate_baseline.layers import Linear
 from surrogate_baseline.neurons import LIF as RateLIF
 from surrogate_baseline.solver import SurrogateTimeStepped

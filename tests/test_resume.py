@@ -24,7 +24,8 @@ from eventprop import losses
 from eventprop.data import load_yin_yang
 from eventprop.training.checkpoint import CheckpointError, load_checkpoint, previous_of, save_checkpoint
 from eventprop.training.config import ConfigError
-from eventprop.training.loop import NonFiniteError, train
+from eventprop.training.finite import NonFiniteError
+from eventprop.training.loop import train
 from eventprop.training.run_log import RunDirectory
 
 TIMES = {"config", "seconds", "train_seconds", "seconds_per_epoch", "epoch_seconds", "versions"}

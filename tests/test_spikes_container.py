@@ -22,8 +22,8 @@ from eventprop import (  # fmt: skip
     TimeStepped,
     binary_latency_encode,
     latency_encode,
+    sequence_encode,
 )
-from eventprop.encoders import sequence_encode
 from surrogate_baseline.solver import RasterSpikes, SurrogateTimeStepped
 
 INF = math.inf

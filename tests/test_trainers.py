@@ -11,8 +11,7 @@ from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, StackDataset
 
-from eventprop import EventDriven, GridSpikes, LeakyReadout, Spikes, SpikingLinear, TimeStepped
-from eventprop.losses import smooth_count
+from eventprop import EventDriven, GridSpikes, LeakyReadout, Spikes, SpikingLinear, TimeStepped, smooth_count
 
 OPTIONS: dict[str, dict] = {"plain": {}, "static": {"static_graph": True}, "unused": {"find_unused_parameters": True}}
 SOLVERS = {"exact": EventDriven(30.0), "grid": TimeStepped(30.0, 1.0)}

@@ -11,9 +11,8 @@ import pytest
 import torch
 from test_config import EXPERIMENTS, RATE_CODED, SAME, composed, parse
 
-from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear, TimeStepped
+from eventprop import LIF, EventDriven, LeakyReadout, Spikes, SpikingLinear, TimeStepped, latency_encode
 from eventprop.data import Split
-from eventprop.encoders import latency_encode
 from eventprop.losses import FirstSpike, MeanVoltage
 from eventprop.training.checkpoint import previous_of
 from eventprop.training.data import encode, epoch_order

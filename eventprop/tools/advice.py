@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -12,8 +12,7 @@ from eventprop.core.learnable import LearnableLIF
 from eventprop.core.neuron import LIF
 from eventprop.core.spikes import Spikes
 
-if TYPE_CHECKING:
-    from .report import GradientRow, LayerRow
+from .rows import GradientRow, LayerRow
 
 MOSTLY = 0.9  # networks that are just initialised have at least half of their neurons firing
 WEAK = 3.0  # weights that are weaker than initial ones by this factor hardly fire a neuron

@@ -24,9 +24,9 @@ ROUNDING = 1e-9  # an error below this is not one of the grid
 class Convergence:
     """Errors of one scheme against the event-driven solver; every array has one entry for each step length ``dt``.
 
-    A spike more or less is a jump of the loss, not an error that shrinks with dt, and a spike has no partner to compare
-    its time with. So ``counts_changed`` tells how many samples have one, and the errors are given both over all samples and
-    over the others, NaN where there are none.
+    Where a neuron emits a spike more or less than it should, the loss jumps, by an amount that does not shrink with dt, and
+    that spike has no partner to compare its time with. So ``counts_changed`` tells how many samples have such a neuron, and
+    the errors are given both over all samples and over those without one, NaN where there are none of them.
 
     Attributes:
         scheme: "exponential" or "euler".

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,6 +97,23 @@ def check_gradients(
     True
     """
     positive("eps", eps)
+    inputs = _checked(inputs)
+    analytic, events = _backward(fn, inputs)
+
+    @torch.no_grad()
+    def run() -> tuple[float, list[Tensor]]:
+        with observing() as events:
+            return float(fn(*inputs)), events
+
+    columns = [_numeric(run, x.detach(), events, eps) for x in inputs]
+    return GradientReport(analytic, *map(tuple, zip(*columns, strict=True)))
+
+
+# runs the function on the inputs as they are: its value, and the spikes and arrivals that came about, in their order
+Run = Callable[[], tuple[float, list[Tensor]]]
+
+
+def _checked(inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     if not inputs:
         raise ValueError("inputs must hold at least one tensor")
@@ -105,7 +123,11 @@ def check_gradients(
             raise TypeError(f"inputs[{k}] must be a float64 tensor, got {found}; convert with .double()")
         if not x.is_leaf:
             raise ValueError(f"inputs[{k}] must be a leaf tensor; pass x.detach()")
+    return inputs
 
+
+def _backward(fn: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """The gradients of the backward pass, and the events of the forward pass; the inputs stay as they are."""
     required = [x.requires_grad for x in inputs]
     try:
         for x in inputs:
@@ -118,47 +140,54 @@ def check_gradients(
     finally:
         for x, before in zip(inputs, required, strict=True):
             x.requires_grad_(before)
-    analytic = tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True))
+    return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True)), events
 
-    def evaluate() -> tuple[float, list[Tensor]]:
-        with torch.no_grad(), observing() as events:
-            return float(fn(*inputs)), events
 
-    numeric, uncertainty, count_changed, order_changed, skipped = [], [], [], [], []
-    for x in inputs:
-        data = x.detach()
-        slopes, errors = torch.full_like(data, torch.nan), torch.full_like(data, torch.inf)
-        counts, orders = torch.zeros_like(data, dtype=torch.bool), torch.zeros_like(data, dtype=torch.bool)
-        for entry in itertools.product(*map(range, x.shape)):
-            value = data[entry].clone()
-            if not torch.isfinite(value):
-                continue
-            differences: list[float] = []
-            try:
-                for step in (eps * 4**k for k in range(5)):
-                    data[entry] = value + step
-                    above, events_above = evaluate()
-                    data[entry] = value - step
-                    below, events_below = evaluate()
-                    same = _same(events, events_above) and _same(events, events_below)
-                    if same or not differences:
-                        differences.append((above - below) / (2 * step))
-                    if not same:
-                        if step == eps:
-                            same_counts = _same_counts(events, events_above) and _same_counts(events, events_below)
-                            (orders if same_counts else counts)[entry] = True
-                        break
-            finally:
-                data[entry] = value
-            slopes[entry], errors[entry] = _extrapolate(differences)
-        numeric.append(slopes)
-        uncertainty.append(errors)
-        count_changed.append(counts)
-        order_changed.append(orders)
-        skipped.append(~torch.isfinite(data))
-    return GradientReport(
-        analytic, *(tuple(column) for column in (numeric, uncertainty, count_changed, order_changed, skipped))
+class _Numeric(NamedTuple):
+    """What is known of one input without the backward pass; the fields are those of ``GradientReport``."""
+
+    numeric: Tensor
+    uncertainty: Tensor
+    count_changed: Tensor
+    order_changed: Tensor
+    skipped: Tensor
+
+
+def _numeric(run: Run, data: Tensor, events: list[Tensor], eps: float) -> _Numeric:
+    """Differences for each finite entry of ``data``, which is moved in place; ``events`` are those without a move."""
+    none = torch.zeros_like(data, dtype=torch.bool)
+    found = _Numeric(
+        torch.full_like(data, torch.nan), torch.full_like(data, torch.inf), none, none.clone(), ~torch.isfinite(data)
     )
+    for entry in itertools.product(*map(range, data.shape)):
+        if found.skipped[entry]:
+            continue
+        differences: list[float] = []
+        for step in (eps * 4**k for k in range(5)):
+            difference, moved = _difference(run, data, entry, step)
+            same = all(_same(events, other) for other in moved)
+            if same or not differences:
+                differences.append(difference)
+            if not same:
+                break
+        if not same and step == eps:
+            same_counts = all(_same_counts(events, other) for other in moved)
+            (found.order_changed if same_counts else found.count_changed)[entry] = True
+        found.numeric[entry], found.uncertainty[entry] = _extrapolate(differences)
+    return found
+
+
+def _difference(run: Run, data: Tensor, entry: tuple[int, ...], step: float) -> tuple[float, list[list[Tensor]]]:
+    """The central difference over ``step``, and the events on both sides of it."""
+    value = data[entry].clone()
+    try:
+        data[entry] = value + step
+        above, events_above = run()
+        data[entry] = value - step
+        below, events_below = run()
+    finally:
+        data[entry] = value
+    return (above - below) / (2 * step), [events_above, events_below]
 
 
 def _extrapolate(differences: list[float]) -> tuple[float, float]:

@@ -107,7 +107,7 @@ def plot_gradient_check(report: GradientReport, ax: Axes | None = None) -> Axes:
     found = found[found > 0]
     if len(found):
         span = torch.stack([found.min(), found.max()])
-        for k, (size, error) in enumerate(pairs):  # zeros at the edge
+        for k, (size, error) in enumerate(pairs):  # on logarithmic axes, zeros are drawn at the edge
             x, y = size.clamp(min=float(span[0])), error.clamp(min=1e-3 * PROMISE * float(span[0]))
             ax.plot(x, y, ".", color=COLORS[k % len(COLORS)], markersize=4, label=f"input {k}")
         ax.plot(span, PROMISE * span, color="0.4", linestyle="--", linewidth=1, label="relative error 1e-7")
@@ -156,7 +156,8 @@ def plot_loss_along(
         finally:
             weight[entry] = here
     steps = np.abs(np.diff(values))
-    around = np.lib.stride_tricks.sliding_window_view(np.pad(steps, 5, mode="edge"), 11)  # a loss may be flat elsewhere
+    # a jump is large against the steps around it; the loss may be flat in one place and steep in another
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(steps, 5, mode="edge"), 11)
     jumps = steps > 20 * np.median(around, axis=1) + 1e-12
     broken = np.insert(np.array(values), np.flatnonzero(jumps) + 1, np.nan)
     places = np.insert(here + offsets.numpy(), np.flatnonzero(jumps) + 1, np.nan)

@@ -27,7 +27,7 @@ from eventprop.data import DataError
 
 from .checkpoint import CheckpointError
 from .config import ConfigError, check_keys
-from .loop import NonFiniteError
+from .finite import NonFiniteError
 from .parallel import wait_for_the_first
 
 MISTAKES = (
@@ -174,27 +174,29 @@ def options(arguments: Sequence[str], allowed: dict[str, Any]) -> dict[str, Any]
             if override.is_sweep_override():
                 raise ConfigError(f"{key} must be one value, got {text!r}; put quotes around it")
             values[group][inner] = override.value()
-            continue
-        check_keys("", {key: text}, list(allowed), complete=False)
-        default = allowed[key]
-        if default == {}:
-            raise ConfigError(f"{key} is a group; give its keys, as in {key}.root=DIR")
-        if isinstance(default, bool):
-            if text not in ("true", "false"):
-                raise ConfigError(f"{key} must be true or false, got {text!r}")
-            values[key] = text == "true"
-        elif isinstance(default, int):
-            if not text.isdecimal() or not 0 < int(text) < 2**63:
-                raise ConfigError(f"{key} must be a whole number >= 1, got {text!r}")
-            values[key] = int(text)
         else:
-            value = _override(argument).value()
-            if default == []:
-                several = value.list if isinstance(value, ChoiceSweep) and value.simple_form else value
-                values[key] = [_text(x, str(x)) for x in several] if isinstance(several, list) else [_text(value, text)]
-            else:
-                values[key] = _text(value, text)
+            check_keys("", {key: text}, list(allowed), complete=False)
+            values[key] = _typed(argument, key, text, allowed[key])
     for key, value in values.items():
         if value is None or value in ("", [], [""]):
             raise ConfigError(f"{key} is missing; give it as {key}=VALUE")
     return values
+
+
+def _typed(argument: str, key: str, text: str, default: Any) -> Any:
+    """The value of an ``argument`` that is ``key``=``text``, of the type of its default."""
+    if default == {}:
+        raise ConfigError(f"{key} is a group; give its keys, as in {key}.root=DIR")
+    if isinstance(default, bool):
+        if text not in ("true", "false"):
+            raise ConfigError(f"{key} must be true or false, got {text!r}")
+        return text == "true"
+    if isinstance(default, int):
+        if not text.isdecimal() or not 0 < int(text) < 2**63:
+            raise ConfigError(f"{key} must be a whole number >= 1, got {text!r}")
+        return int(text)
+    value = _override(argument).value()
+    if default != []:
+        return _text(value, text)
+    several = value.list if isinstance(value, ChoiceSweep) and value.simple_form else value
+    return [_text(x, str(x)) for x in several] if isinstance(several, list) else [_text(value, text)]

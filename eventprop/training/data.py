@@ -21,6 +21,7 @@ Part = Callable[[Tensor], Tensor]
 
 
 def whole_batch(rows: Tensor) -> Tensor:
+    """All rows of a batch: the part of the only process."""
     return rows
 
 
@@ -81,9 +82,8 @@ class ImageSplit:
         generator = torch.Generator(self.images.device)
         for k, rows in enumerate(_rows(len(self), size, order)[first:], first):
             generator.manual_seed(mixed_seed(self.seed, epoch, k))
-            whole = self.encoder(self.images[rows], generator).to(
-                self.dtype
-            )  # what is random depends on the whole batch
+            # the whole batch, on which what is random depends
+            whole = self.encoder(self.images[rows], generator).to(self.dtype)
             mine = part(torch.arange(len(rows)))
             yield (whole if len(mine) == len(rows) else whole[:, mine]), self.labels[rows[mine]]
 
@@ -108,7 +108,7 @@ def encode(
 
 
 def mixed_seed(*parts: int) -> int:
-    """A seed that depends on all ``parts``, but for zeros at the end."""
+    """A seed that depends on all ``parts``; zeros at their end make no difference."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 

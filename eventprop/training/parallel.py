@@ -121,8 +121,9 @@ def is_follower() -> bool:
 
 
 def wait_for_the_first() -> None:
-    """Before a process speaks of an error: most often the first has met it too, or ended of another, which has broken this
-    one's connection. It says so alone, since torchrun ends the others with it; if it does not, the error is this one's."""
+    """Wait, in a process that is not the first, before an error is reported. Most often the first process has met the same
+    error, or has ended and so broken the connection: it reports, and torchrun ends this process while it waits. If this
+    process outlives the wait, the error is its own to report."""
     if is_follower():
         time.sleep(10.0)
 

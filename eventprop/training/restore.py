@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from .checkpoint import load_checkpoint, load_weights
 from .config import Config, ConfigError
-from .loop import build_network
+from .task import build_network
 
 Parse = Callable[[DictConfig], Config]
 

@@ -21,7 +21,7 @@ from .config import ConfigError
 
 log = logging.getLogger(__name__)
 
-# from a run to its resume
+# what may be configured otherwise when a run is resumed
 MAY_CHANGE = {
     "train.resume", "train.checkpoint_every", "logger.name", "logger.progress", "logger.tensorboard", "data.root",
 }  # fmt: skip

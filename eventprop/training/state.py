@@ -45,7 +45,7 @@ class State:
 
     @property
     def train_seconds(self) -> float:
-        """Since the begin of the run, without the time between a stop and its resume."""
+        """Since the beginning of the run, without the time between a stop and its resume."""
         return time.perf_counter() - self._run_begin
 
     def epoch_is_trained(self) -> None:

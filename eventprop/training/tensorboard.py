@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,22 @@ from eventprop.core.spikes import Spikes
 from eventprop.data import Dataset
 from eventprop.layers.linear import SpikingModule
 
-from .config import ConfigError
+from .config import Config, ConfigError
+from .run_log import RunDirectory
+from .task import Task
 
 SAMPLES, MAPS = 4, 64  # rasters, and weight maps, at most
 BINS = 200  # of time in a raster
+
+
+def tensorboard_of(
+    config: Config, task: Task, directory: RunDirectory | None, first_epoch: int
+) -> contextlib.AbstractContextManager[TensorBoard | None]:
+    """The ``TensorBoard`` of a run, if one is wanted; closed behind the last epoch."""
+    if directory is None or not config.logger.tensorboard:
+        return contextlib.nullcontext()
+    shown: Any = next(iter(task.evaluation["test"].batches(SAMPLES)))[0]
+    return contextlib.closing(TensorBoard(directory.path / "tensorboard", task.dataset, shown, first_epoch))
 
 
 class TensorBoard:

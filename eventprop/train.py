@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from hydra.errors import HydraException
@@ -51,6 +52,9 @@ def keep_freed_memory() -> None:
 def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) -> None:
     """Train what ``config`` says in the run directory that Hydra has made, and report the test accuracy."""
     keep_freed_memory()
+    # Adam's moments of inputs that rarely spike decay into subnormal numbers, which processors handle slowly; threads take
+    # this over from the one that starts them
+    torch.set_flush_denormal(True)
     output, sweep = HydraConfig.get().runtime.output_dir, HydraConfig.get().mode == RunMode.MULTIRUN
     directory = None
     try:

@@ -13,9 +13,21 @@ _observed: ContextVar[list[Tensor] | None] = ContextVar("observed", default=None
 
 def observe(*events: Tensor) -> None:
     """Called by a solver with integer tensors that tell which events happened, and in which order."""
-    observed = _observed.get()
-    if observed is not None:
-        observed.extend(event.detach().cpu() for event in events)
+    gathered = _observed.get()
+    if gathered is not None:
+        gathered.extend(event.detach().cpu() for event in events)
+
+
+def observed() -> int:
+    """How many events have been observed, for ``forget``."""
+    return len(_observed.get() or ())
+
+
+def forget(seen: int) -> None:
+    """Forget the events that were observed after ``observed`` returned ``seen``: those of a provisional computation."""
+    events = _observed.get()
+    if events is not None:
+        del events[seen:]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 from eventprop.core.checks import bounds, choice, finite_entries, is_finite, positive
 from eventprop.core.learnable import LearnableLIF
 from eventprop.core.neuron import LIF
+from eventprop.core.observe import forget, observed
 from eventprop.core.spikes import Spikes
 from eventprop.core.tensorlike import traced
 
@@ -163,9 +164,11 @@ def spikes_by_passes(solver: Solver, problem: Problem, arrivals: Spikes) -> Spik
     inputs, begin = synapses.weight.shape[1], min(0.0, bounds(arrivals.time)[0])
     both = torch.cat([arrivals.scaled(synapses.weight), recurrence.weight], dim=1)
     time, index, before = arrivals.time, arrivals.index.long(), None
+    seen = observed()
     for _ in range(2 + math.ceil((solver.t_end - begin) / recurrence.delay)):
         order = time.argsort(dim=1, stable=True)
         fed = Spikes._trusted(time.gather(1, order), index.gather(1, order), (both.shape[1],))
+        forget(seen)  # only the last pass counts: with gradients there are more passes than without
         emitted = solver.spikes_of(Problem(Dense(both), problem.neuron), fed)
         # gradients may still change where the spikes no longer do: through weights that are 0
         if not torch.is_grad_enabled() and before is not None and _equal(emitted.time, before):

@@ -25,7 +25,7 @@ from trained import trained
 from eventprop import LeakyReadout, Spikes, SpikingLinear, first_spike_cross_entropy
 from eventprop.solvers.solver import Solver
 from eventprop.tools.convergence import Convergence, study_convergence
-from eventprop.training.loop import build_network, encoded
+from eventprop.training.task import build_network, encoded
 
 SAMPLES, SEED = 200, 1
 DTS = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05)

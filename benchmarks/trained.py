@@ -7,7 +7,8 @@ from hydra import compose, initialize_config_dir
 
 from eventprop.data import Dataset
 from eventprop.training.config import CONFIG_DIRECTORY, Config, parse
-from eventprop.training.loop import build_network, encoded, train_epoch
+from eventprop.training.loop import train_epoch
+from eventprop.training.task import build_network, encoded
 
 
 def trained(experiment: str, *overrides: str) -> tuple[Config, torch.nn.Sequential, Dataset]:

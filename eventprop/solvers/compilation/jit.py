@@ -98,9 +98,16 @@ def _uncompiled(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*args):
-        return function(*(np.float64(x) if type(x) is float else x for x in args))
+        return function(*map(_number, args))
 
     return call
+
+
+def _number(x: Any) -> Any:
+    """``x``, or the fields of a named tuple ``x``, with floats as NumPy's."""
+    if isinstance(x, tuple) and hasattr(x, "_make"):
+        return x._make(map(_number, x))
+    return np.float64(x) if type(x) is float else x
 
 
 # IEEE inf and NaN stay; sums may be reordered, multiply-adds fused, divisions turned into products with the reciprocal

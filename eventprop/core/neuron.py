@@ -14,7 +14,8 @@ Both the neuron and its adjoint are linear between events, so each has a closed-
 below. Equations (1)-(4) and (8)-(10) are those of Wunderlich & Pehle, "Event-based backpropagation can compute exact
 gradients for spiking neural networks", Sci. Rep. 11, 12829 (2021), written with p = dL/dV and q = dL/dI; the paper's
 variables are lambda_V = -p / tau_mem and lambda_I = -q / tau_syn. Equations (5)-(7), (11) and (12) follow from (1) by
-integration, in a form that holds for every pair of time constants; (13) discretises (1).
+integration, in a form that holds for every pair of time constants; (13) discretises (1); (14) and (15) are (3) and (2) seen
+from later.
 
 The functions take floats or tensors of any one shape, elementwise: the torch solver calls them as they are, and the
 numba kernels compile these same functions.
@@ -29,6 +30,7 @@ import torch
 
 from .checks import positive
 
+ROUNDING = 1 - 1e-9  # so that no crossing is lost to rounding, whose relative error is near 1e-16
 SERIES = tuple(1.0 / math.factorial(k + 2) for k in range(1, 15))  # 15 h_14/16! < 1e-17 for x, y down to -1/2
 
 
@@ -163,6 +165,30 @@ def slope(i, v, tau_mem):
     return (i - v) / tau_mem
 
 
+def crossing_slope(i, v_th, tau_mem, bias=0.0):
+    """Eq. (1) as V crosses ``v_th``; a constant current ``bias`` moves rest and threshold together.
+
+    Eq. (9) divides by it. Rounding can make the slope of a crossing that barely happens 0 or less; it then counts as
+    1e-16 v_th/tau_mem, so that gradients stay finite.
+    """
+    rise, least = slope(i, v_th - bias, tau_mem), 1e-16 * v_th / tau_mem
+    return torch.where(rise > least, rise, least)
+
+
+def remaining_reset(since, v_th, tau_mem):
+    """Eq. (14): by how much a spike still lowers V, the time ``since`` >= 0 after it: the jump (3), decayed by (6)."""
+    return v_th * torch.exp(-since / tau_mem)
+
+
+def least_after_crossing(a, phi, v_th):
+    """Eq. (15): the least V with which a stretch without resets can end after V has crossed a ``v_th`` > 0 in it.
+
+    V = I at a peak, by (1), so that the time x later V is a(x) + phi(x) times the peak, by (6). That falls with x. So over the
+    whole stretch, V falls from a peak above v_th to no less than (a + phi) v_th.
+    """
+    return ROUNDING * (a + phi) * v_th
+
+
 def peak_time(v, i, tau_mem, tau_syn):
     """Eq. (7): the time from now to the one maximum of V, for a potential that rises now (i > v, i > 0).
 
@@ -205,9 +231,12 @@ def arrival_offset(psp, psc, tau_mem, tau_syn):
     return torch.where(x > -1.0, first * ratio, math.inf)
 
 
-def spike_jump(p, grad, slope, v_th, tau_mem):
-    """Eq. (9): by how much p jumps, going backwards over an own spike, from p just after it and ``grad`` = dL/dt_k."""
-    return -(grad - v_th / tau_mem * p) / slope
+def spike_jump(p, grad, slope, v_reset, tau_mem):
+    """Eq. (9): by how much p jumps, going backwards over an own spike, from p just after it and ``grad`` = dL/dt_k.
+
+    ``v_reset`` is by how much the spike lowers V: v_th, by (3).
+    """
+    return -(grad - v_reset / tau_mem * p) / slope
 
 
 def arrival_time_gradient(p, q, weight, tau_mem, tau_syn):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eventprop.core.neuron import LIF, decay, spike_jump
+from eventprop.core.neuron import LIF, decay, remaining_reset, spike_jump
 from eventprop.core.spikes import Spikes
 from eventprop.layers.linear import SpikingLinear
 
@@ -16,8 +16,8 @@ from eventprop.layers.linear import SpikingLinear
 def potential_trace(
     layer: SpikingLinear, arrivals: Spikes, emitted: Spikes, times: Tensor, sample: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """[T, N] potential V and current I of one sample at ``times`` [T] in ms, float64; eqs. (1)-(5). At an arrival I has
-    jumped, at an own spike V not yet.
+    """[T, N] potential V and current I of one sample at ``times`` [T] in ms, float64; eqs. (1)-(5) and (14). At an arrival I
+    has jumped, at an own spike V not yet.
 
     Args:
         layer: of ``LIF`` neurons.
@@ -25,13 +25,13 @@ def potential_trace(
     """
     neuron = _neuron(layer)
     at, index = _events(arrivals, sample)
-    a, s, psp = _since(times, at, neuron)
+    s, psp = _since(times, at, neuron)
     weight = arrivals.scaled(layer.weight).detach().double().t()[index]  # [K, N]
     v, i = psp @ weight, s @ weight
     own, source = _events(emitted, sample)
-    a, _, _ = _since(times, own, neuron, strictly=True)
-    resets = torch.nn.functional.one_hot(source, layer.out_features).double()
-    return v - neuron.v_th * a @ resets, i
+    since = times.double()[:, None] - own[None, :]
+    lowered = torch.where(since > 0, remaining_reset(since.clamp(min=0.0), neuron.v_th, neuron.tau_mem), 0.0)
+    return v - lowered @ torch.nn.functional.one_hot(source, layer.out_features).double(), i
 
 
 def adjoint_trace(
@@ -77,9 +77,9 @@ def _events(spikes: Spikes, sample: int) -> tuple[Tensor, Tensor]:
     return spikes.time[sample][fired].detach().double(), spikes.index[sample][fired].long()
 
 
-def _since(times: Tensor, events: Tensor, neuron: LIF, strictly: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """[T, K] the coefficients of eq. (5) from each event to each time; 0 where the event is still to come."""
+def _since(times: Tensor, events: Tensor, neuron: LIF) -> tuple[Tensor, Tensor]:
+    """[T, K] s and phi of eq. (5) from each event to each time; 0 where the event is still to come."""
     since = times.double()[:, None] - events[None, :]
-    begun = since > 0 if strictly else since >= 0
-    a, s, psp = decay(since.clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)
-    return a * begun, s * begun, psp * begun
+    begun = since >= 0
+    _, s, psp = decay(since.clamp(min=0.0), neuron.tau_mem, neuron.tau_syn)
+    return s * begun, psp * begun

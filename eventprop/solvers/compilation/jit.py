@@ -98,9 +98,16 @@ def _uncompiled(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*args):
-        return function(*(np.float64(x) if type(x) is float else x for x in args))
+        return function(*map(_number, args))
 
     return call
+
+
+def _number(x: Any) -> Any:
+    """``x``, or the fields of a named tuple ``x``, with floats as NumPy's."""
+    if isinstance(x, tuple) and hasattr(x, "_make"):
+        return x._make(map(_number, x))
+    return np.float64(x) if type(x) is float else x
 
 
 # IEEE inf and NaN stay; sums may be reordered, multiply-adds fused, divisions turned into products with the reciprocal
@@ -116,8 +123,9 @@ def inlined(function: Callable) -> Callable:
 
 for equation in (
     neuron.two_decays, neuron.decay, neuron.first_moment, neuron.decay_by_tau, neuron.flow, neuron.integrated_psp,
-    neuron.integral, neuron.slope, neuron.peak_time, neuron.adjoint_flow, neuron.spike_jump, neuron.arrival_time_gradient,
-    neuron.effect_time_gradient, neuron.arrival_offset,
+    neuron.integral, neuron.slope, neuron.crossing_slope, neuron.remaining_reset, neuron.least_after_crossing,
+    neuron.peak_time, neuron.adjoint_flow, neuron.spike_jump, neuron.arrival_time_gradient, neuron.effect_time_gradient,
+    neuron.arrival_offset,
 ):  # fmt: skip
     inlined(equation)
 

@@ -97,9 +97,9 @@ def recurrent_spikes(
     time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor, delay: float, t_end: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The ``Tape`` of ``neurons`` [N, 5] of all kinds, which also receive their own spikes through ``recurrent`` [N, N]."""
-    from .kernels import general
+    from .kernels import heterogeneous
 
-    return general.forward(time, index, weight.t(), recurrent.t(), delay, neurons, t_end)
+    return heterogeneous.forward(time, index, weight.t(), recurrent.t(), delay, neurons, t_end)
 
 
 @operator(lambda time, index, *parameters: tuple(torch.empty_like(x) for x in (time, *parameters[:3])))
@@ -108,9 +108,9 @@ def recurrent_adjoint(
     at: Tensor, neuron: Tensor, slope: Tensor, after: Tensor, grad: Tensor, delay: float, t_end: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dL/d(time, weight, recurrent, neurons) from ``grad`` [B, S] = dL/dat."""
-    from .kernels import general
+    from .kernels import heterogeneous
 
-    by_time, by_weight_t, by_recurrent_t, by_neurons = general.adjoint(
+    by_time, by_weight_t, by_recurrent_t, by_neurons = heterogeneous.adjoint(
         time, index, weight.t(), recurrent.t(), delay, neurons, Tape(at, neuron, slope, after), grad, t_end
     )
     return by_time, by_weight_t.t().contiguous(), by_recurrent_t.t().contiguous(), by_neurons

@@ -17,6 +17,7 @@ from eventprop.core.neuron import (
     LIF,
     adjoint_flow,
     arrival_time_gradient,
+    crossing_slope,
     decay,
     flow,
     integral,
@@ -27,7 +28,9 @@ from eventprop.core.neuron import (
 from eventprop.core.spikes import padded_rows
 from eventprop.core.window import Window
 
-from ..tape import Maximum, Tape, check_finite, check_spike_count
+from ..crossing_reference import next_crossing
+from ..emission_reference import Emission
+from ..tape import Maximum, Tape, check_finite
 
 
 def input_major(weight: Tensor) -> Tensor:
@@ -38,15 +41,14 @@ def input_major(weight: Tensor) -> Tensor:
 def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Tape:
     """Emitted spikes of a layer at rest that receives the spikes ``time``, ``index`` [B, K] through ``weight_t`` [M, N]."""
     v, i = _rest(time, weight_t)
-    emitted: list[tuple[Tensor, ...]] = []  # (sample, neuron, time, slope, after) of each batch of spikes
-    total = torch.zeros(len(time), dtype=torch.int64, device=time.device)
+    emitted = Emission(len(time), time.new_empty(0))
     for e, now, until in _stretches(time, t_end):
         i = i + _arriving(weight_t, index[:, e])  # eq. (4)
         horizon = until.double() - now.double()
         since = torch.zeros_like(v, dtype=torch.float64)  # the begin of the stretch, for each neuron
         v, i = v.double(), i.double()
         while True:
-            dt, crossing = next_crossing(v, i, horizon - since, neuron)
+            dt, crossing = next_crossing(v, i, horizon - since, *neuron.numbers)
             if not crossing.any():
                 break
             a, s, phi = decay(torch.where(crossing, dt, 0.0), neuron.tau_mem, neuron.tau_syn)
@@ -55,15 +57,12 @@ def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
             since = torch.where(crossing, torch.minimum(since + dt, horizon), since)
             sample, n = crossing.nonzero(as_tuple=True)
             at = torch.minimum((now + since)[sample, n].to(time), until[sample, 0])
-            # a crossing whose slope is lost to rounding still has a finite gradient
-            rise = slope(i[sample, n], neuron.v_th, neuron.tau_mem).clamp(min=1e-16 * neuron.v_th / neuron.tau_mem)
-            emitted.append((sample, n, at, rise.to(time), torch.full_like(n, e)))
-            total += crossing.sum(1)
-            check_spike_count(int(total.max()))
+            rise = crossing_slope(i[sample, n], neuron.v_th, neuron.tau_mem)
+            emitted.add(sample, n, at, rise.to(time), torch.full_like(n, e))
         a, s, phi = decay(horizon - since, neuron.tau_mem, neuron.tau_syn)
         v, i = (x.to(weight_t) for x in flow(v, i, a, s, phi))
     check_finite(bool(torch.isfinite(v).all() and torch.isfinite(i).all()))
-    return sorted_tape(emitted, time)
+    return emitted.tape()
 
 
 def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Maximum:
@@ -104,7 +103,7 @@ def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
 def average(time: Tensor, index: Tensor, inputs: int, neuron: LIF, t_end: float) -> Tensor:
     """[B, M] time average over [0, t_end] of the potential that each of M ``inputs`` raises through a weight of 1."""
     tau_mem, tau_syn = neuron.tau_mem, neuron.tau_syn
-    _, i, v = decay((-time).clamp(min=0.0), tau_mem, tau_syn)  # what an arrival before 0 has left at 0
+    _, i, v = decay((-time).clamp(min=0.0), tau_mem, tau_syn)  # what remains at 0 of an arrival before
     left = t_end - time.clamp(0.0, t_end)
     share = integral(v, i, left, decay(left, tau_mem, tau_syn)[2], tau_mem, tau_syn) / t_end
     source = index % (inputs + 1)  # padding (-1) becomes one input more
@@ -178,49 +177,6 @@ def _stretches(time: Tensor, t_end: float):
 
 def _arriving(weight_t: Tensor, source: Tensor) -> Tensor:
     return torch.where((source >= 0)[:, None], weight_t[source.clamp(min=0)], 0.0)
-
-
-def next_crossing(v: Tensor, i: Tensor, left: Tensor, neuron: LIF) -> tuple[Tensor, Tensor]:
-    """The first dt in [0, left] with V(dt) = v_th while rising (eq. 2), and where there is one; float64."""
-    tau_mem, tau_syn, v_th = neuron.tau_mem, neuron.tau_syn, neuron.v_th
-    a, s, phi = decay(left, tau_mem, tau_syn)
-    v_end, _ = flow(v, i, a, s, phi)
-    possible = (i > v_th) & (v < v_th) & (left > 0.0)
-    peak = peak_time(torch.where(possible, v, 0.0), torch.where(possible, i, 1.0), tau_mem, tau_syn)
-    peaks = possible & (v_end < v_th) & (peak < left) & (i * torch.exp(-peak / tau_syn) >= v_th)  # V = I at the peak
-    crossing = peaks | (possible & (v_end >= v_th))
-    on_threshold = (v >= v_th) & (i > v)  # only by rounding
-    v, i = torch.where(crossing, v, 0.0), torch.where(crossing, i, 2.0 * v_th)
-
-    # bisection-guarded Newton, started from the left, where it climbs monotonically (V is concave while it rises)
-    low, high = torch.zeros_like(v), torch.where(peaks, peak, left)
-    dt = low
-    for _ in range(100):
-        a, s, phi = decay(dt, tau_mem, tau_syn)
-        v_now, i_now = flow(v, i, a, s, phi)
-        below = v_now < v_th
-        low, high = torch.where(below, dt, low), torch.where(below, high, dt)
-        rise = slope(i_now, v_now, tau_mem)
-        following = dt + (v_th - v_now) / torch.where(rise > 0.0, rise, math.inf)
-        outside = (following < low) | (following > high) | (rise <= 0.0)
-        following = torch.where(outside, 0.5 * (low + high), following)
-        moved = crossing & ((following - dt).abs() > 4e-16 * following)  # two roundings
-        dt = following
-        if not moved.any():
-            break
-    return torch.where(on_threshold, 0.0, dt), crossing | on_threshold
-
-
-def sorted_tape(emitted: list[tuple[Tensor, ...]], time: Tensor) -> Tape:
-    """The emitted spikes in rows, each ordered by stretch, then time, then neuron."""
-    empty, nothing = time.new_empty(0), time.new_empty(0, dtype=torch.int64)
-    parts = zip(*emitted, strict=True) if emitted else ([nothing], [nothing], [empty], [empty], [nothing])
-    sample, n, at, rise, after = (torch.cat(list(part)) for part in parts)
-    order = torch.arange(len(sample), device=time.device)
-    for key in (n, at, after, sample):
-        order = order[key[order].argsort(stable=True)]
-    columns = ((at, math.inf), (n, -1), (rise, math.inf), (after, -1))
-    return Tape(*(padded_rows(values[order], sample[order], len(time), padding) for values, padding in columns))
 
 
 def unfold(time: Tensor, index: Tensor, window: Window) -> tuple[Tensor, ...]:

@@ -8,24 +8,53 @@ Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the long
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from eventprop.core.neuron import adjoint_flow, arrival_offset, decay, effect_time_gradient, flow, slope, spike_jump
+from eventprop.core.neuron import (
+    adjoint_flow,
+    arrival_offset,
+    crossing_slope,
+    decay,
+    effect_time_gradient,
+    flow,
+    least_after_crossing,
+    remaining_reset,
+    spike_jump,
+)
 
+from ..arguments import Arrivals
+from ..chunks import backward_tasks, part_of, weight_gradient
 from ..compilation.exponential import exp
 from ..compilation.jit import arrays, is_finite, jit, threads
-from ..event_driven.kernels.adjoint import backward_tasks
-from ..event_driven.kernels.common import weight_gradient
-from ..event_driven.kernels.forward import NEVER, ROUNDING, next_crossing, recorded, sort_by_time
+from ..crossing import NEVER, next_crossing
+from ..emission import Columns, record, recorded, row_of, sort_by_time
 from ..tape import MAX_SPIKES_PER_SAMPLE, Tape
 from .grid import Grid
 from .reference import AFTER, BEFORE, BETWEEN, EDGE, KINDS
 
 NO_STEP = -1
+
+
+class Constants(NamedTuple):
+    """A ``Grid`` as numbers: how one type of neuron advances by one step."""
+
+    dt: float
+    a: float
+    s: float
+    phi: float
+    exact: bool
+    tau_mem: float
+    tau_syn: float
+    v_th: float
+
+    @classmethod
+    def of(cls, grid: Grid) -> Constants:
+        return cls(grid.dt, grid.a, grid.s, grid.phi, grid.exact, *grid.neuron.numbers)
 
 
 def effects(time: Tensor, index: Tensor, inputs: int, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -34,7 +63,7 @@ def effects(time: Tensor, index: Tensor, inputs: int, grid: Grid) -> tuple[Tenso
         step = steps_of_arrivals(*arrays(time), grid.steps, grid.dt, grid.exact)
         steps = np.flatnonzero(np.bincount(step[step >= 0], minlength=1))
         values = torch.zeros((2, len(steps), len(time), inputs), dtype=time.dtype)
-        add_effects(*arrays(time, index), step, _places(steps, grid), *arrays(values), *_effect_constants(grid))
+        add_effects(Arrivals(*arrays(time, index)), step, _places(steps, grid), *arrays(values), Constants.of(grid))
     return torch.from_numpy(steps), values
 
 
@@ -43,9 +72,8 @@ def effects_adjoint(time: Tensor, index: Tensor, steps: Tensor, grad: Tensor, gr
     grad_time = torch.zeros(time.shape, dtype=time.dtype)
     with threads():
         step = steps_of_arrivals(*arrays(time), grid.steps, grid.dt, grid.exact)
-        gather_effects(
-            *arrays(time, index), step, _places(steps.numpy(), grid), *arrays(grad, grad_time), *_effect_constants(grid)
-        )
+        place = _places(steps.numpy(), grid)
+        gather_effects(Arrivals(*arrays(time, index)), step, place, *arrays(grad, grad_time), Constants.of(grid))
     return grad_time
 
 
@@ -57,7 +85,7 @@ def drive_of(time: Tensor, index: Tensor, weight_t: Tensor, grid: Grid) -> tuple
         steps = np.flatnonzero(np.bincount(step[step >= 0], minlength=1))
         drive = torch.zeros((2, len(steps), len(time), weight_t.shape[1]), dtype=weight_t.dtype)
         add_weighted(
-            *arrays(time, index), step, _places(steps, grid), *arrays(weight_t, drive), *_effect_constants(grid)
+            Arrivals(*arrays(time, index)), step, _places(steps, grid), *arrays(weight_t, drive), Constants.of(grid)
         )
     return torch.from_numpy(steps), drive
 
@@ -79,19 +107,17 @@ def drive_adjoint(
     shares = np.zeros((max(chunks, 1), *shape), grad_time.numpy().dtype)
     with threads():
         step = steps_of_arrivals(*arrays(time), grid.steps, grid.dt, grid.exact)
-        gather_weighted(
-            *arrays(time, index), step, _places(steps.numpy(), grid), *arrays(weight_t, grad, grad_time), shares,
-            *_effect_constants(grid),
-        )  # fmt: skip
+        place, received = _places(steps.numpy(), grid), Arrivals(*arrays(time, index))
+        gather_weighted(received, step, place, *arrays(weight_t, grad, grad_time), shares, Constants.of(grid))
         return grad_time, weight_gradient(shares)
 
 
 def forward(drive: Tensor, steps: Tensor, grid: Grid) -> Tape:
     """Emitted spikes of neurons at rest that receive ``drive`` [2, A, B, N] (psp, psc) at the end of the steps ``steps``."""
     batch, neurons = drive.shape[2:]
-    received, constants = (*arrays(drive), _places(steps.numpy(), grid)), (*_constants(grid), grid.exact)
+    (received,), place, constants = arrays(drive), _places(steps.numpy(), grid), Constants.of(grid)
     return recorded(
-        lambda *out: simulate_batch(*received, *out, *constants), batch, neurons, received[0].dtype, tasks=batch
+        lambda out: simulate_batch(received, place, out, constants), batch, neurons, received.dtype, tasks=batch
     )
 
 
@@ -99,7 +125,9 @@ def adjoint(steps: Tensor, tape: Tape, grad: Tensor, neurons: int, grid: Grid) -
     """dL/ddrive [2, A, B, N] from ``grad`` [B, S] = dL/d(emitted time)."""
     grad_drive = torch.empty((2, len(steps), len(grad), neurons), dtype=grad.dtype)
     with threads():
-        adjoint_batch(_places(steps.numpy(), grid), *arrays(*tape, grad, grad_drive), *_constants(grid))
+        adjoint_batch(
+            _places(steps.numpy(), grid), Columns(*arrays(*tape)), *arrays(grad, grad_drive), Constants.of(grid)
+        )
     return grad_drive
 
 
@@ -109,15 +137,6 @@ def _places(steps: np.ndarray, grid: Grid) -> np.ndarray:
     real = steps >= 0
     place[steps[real]] = np.flatnonzero(real)
     return place
-
-
-def _constants(grid: Grid) -> tuple[float, ...]:
-    neuron = grid.neuron
-    return grid.dt, grid.a, grid.s, grid.phi, neuron.tau_mem, neuron.tau_syn, neuron.v_th
-
-
-def _effect_constants(grid: Grid) -> tuple[float | bool, ...]:
-    return grid.dt, grid.s, grid.phi, grid.neuron.tau_mem, grid.neuron.tau_syn, grid.exact
 
 
 @jit(parallel=True)
@@ -142,37 +161,41 @@ def steps_of_arrivals(time, steps, dt, exact):
 
 
 @jit
-def effect(t, step, dt, s, phi, tau_mem, tau_syn, exact):
+def effect(t, step, constants):
     """Eq. (11): psp and psc at the end of its step of an arrival at ``t``; (phi, s) if it came as the step began."""
-    y = (step + 1) * dt - np.float64(t)
-    if y >= dt or not exact:
-        return phi, s
-    _, psc, psp = decay(max(y, 0.0), tau_mem, tau_syn)
+    y = (step + 1) * constants.dt - np.float64(t)
+    if y >= constants.dt or not constants.exact:
+        return constants.phi, constants.s
+    _, psc, psp = decay(max(y, 0.0), constants.tau_mem, constants.tau_syn)
     return psp, psc
 
 
 @jit(parallel=True)
-def add_effects(time, index, step, place, values, dt, s, phi, tau_mem, tau_syn, exact):
+def add_effects(arrivals, step, place, values, constants):
+    time, index = arrivals
     for b in numba.prange(len(time)):
         for k in range(time.shape[1]):
             if step[b, k] != NO_STEP:
-                psp, psc = effect(time[b, k], step[b, k], dt, s, phi, tau_mem, tau_syn, exact)
+                psp, psc = effect(time[b, k], step[b, k], constants)
                 values[0, place[step[b, k]], b, index[b, k]] += psp
                 values[1, place[step[b, k]], b, index[b, k]] += psc
 
 
 @jit(parallel=True)
-def gather_effects(time, index, step, place, grad, grad_time, dt, s, phi, tau_mem, tau_syn, exact):
+def gather_effects(arrivals, step, place, grad, grad_time, constants):
+    time, index = arrivals
     for b in numba.prange(len(time)):
         for k in range(time.shape[1]):
             if step[b, k] != NO_STEP:
-                psp, psc = effect(time[b, k], step[b, k], dt, s, phi, tau_mem, tau_syn, exact)
+                psp, psc = effect(time[b, k], step[b, k], constants)
                 at, m = place[step[b, k]], index[b, k]
-                grad_time[b, k] = effect_time_gradient(grad[0, at, b, m], grad[1, at, b, m], psp, psc, tau_mem, tau_syn)
+                by_psp, by_psc = grad[0, at, b, m], grad[1, at, b, m]
+                grad_time[b, k] = effect_time_gradient(by_psp, by_psc, psp, psc, constants.tau_mem, constants.tau_syn)
 
 
 @jit(parallel=True)
-def add_weighted(time, index, step, place, weight_t, drive, dt, s, phi, tau_mem, tau_syn, exact):
+def add_weighted(arrivals, step, place, weight_t, drive, constants):
+    time, index = arrivals
     real = drive.dtype.type
     for b in numba.prange(len(time)):
         psp = psc = 0.0
@@ -180,7 +203,7 @@ def add_weighted(time, index, step, place, weight_t, drive, dt, s, phi, tau_mem,
             if step[b, k] == NO_STEP:
                 continue
             if k == 0 or time[b, k] != time[b, k - 1]:
-                psp, psc = effect(time[b, k], step[b, k], dt, s, phi, tau_mem, tau_syn, exact)
+                psp, psc = effect(time[b, k], step[b, k], constants)
             at, row, psp_k, psc_k = place[step[b, k]], weight_t[index[b, k]], real(psp), real(psc)
             by_psp, by_psc = drive[0, at, b], drive[1, at, b]
             for n in range(len(row)):
@@ -189,18 +212,18 @@ def add_weighted(time, index, step, place, weight_t, drive, dt, s, phi, tau_mem,
 
 
 @jit(parallel=True)
-def gather_weighted(
-    time, index, step, place, weight_t, grad, grad_time, shares, dt, s, phi, tau_mem, tau_syn, exact
-):  # fmt: skip
+def gather_weighted(arrivals, step, place, weight_t, grad, grad_time, shares, constants):
     """``grad_time`` [B, K] and ``shares`` [chunks, M, N] stay as they are where they are empty."""
+    time, index = arrivals
     batch, chunks, width, real = len(time), len(shares), weight_t.shape[1], weight_t.dtype.type
     for chunk in numba.prange(chunks):
         by_weight = np.empty(width, weight_t.dtype)
-        for b in range(chunk * batch // chunks, (chunk + 1) * batch // chunks):
+        first, stop = part_of(chunk, chunks, batch)
+        for b in range(first, stop):
             k = 0
             while k < time.shape[1] and step[b, k] != NO_STEP:
                 at, now = place[step[b, k]], time[b, k]
-                psp, psc = effect(now, step[b, k], dt, s, phi, tau_mem, tau_syn, exact)
+                psp, psc = effect(now, step[b, k], constants)
                 grad_psp, grad_psc, psp_now, psc_now = grad[0, at, b], grad[1, at, b], real(psp), real(psc)
                 for n in range(width):
                     by_weight[n] = psp_now * grad_psp[n] + psc_now * grad_psc[n]
@@ -214,14 +237,16 @@ def gather_weighted(
                         for n in range(width):
                             by_psp += row[n] * grad_psp[n]
                             by_psc += row[n] * grad_psc[n]
-                        grad_time[b, k] = effect_time_gradient(by_psp, by_psc, psp, psc, tau_mem, tau_syn)
+                        grad_time[b, k] = effect_time_gradient(
+                            by_psp, by_psc, psp, psc, constants.tau_mem, constants.tau_syn
+                        )
                     k += 1
 
 
 @jit
 def advance(v, i, v_end, i_end, can_cross, a, s, phi, least):
     """Flow of all neurons over one step without arrivals, and which of them can cross the threshold in it: those that end it
-    with ``least`` = (a + phi) v_th, for the reason given for ``event_driven.kernels.forward.advance``."""
+    with the ``least`` of eq. (15)."""
     for n in range(len(v)):
         v_end[n], i_end[n] = flow(v[n], i[n], a, s, phi)
         can_cross[n] = v_end[n] >= least
@@ -250,20 +275,19 @@ def as_one(psp, psc, dt, longest, tau_mem, tau_syn):
 
 
 @jit
-def simulate(
-    drive, b, place, out_time, out_neuron, out_slope, out_after, dt, a, s, phi, tau_mem, tau_syn, v_th, exact
-):  # fmt: skip
-    """Sample ``b``: write its spikes to ``out_*``, ordered by time, and return how many there are (more than fit in
-    ``out_*``: only counted), or -1 if a potential is not finite."""
-    neurons, capacity = drive.shape[3], len(out_time)
+def simulate(drive, b, place, out, constants):
+    """Sample ``b``: write its spikes to the row ``out``, ordered by time. Returns how many there are, also of those that do not
+    fit, and whether all potentials stayed finite."""
+    dt, a, s, phi, exact, tau_mem, tau_syn, v_th = constants
+    neurons = drive.shape[3]
     v, i, v_end, i_end = np.zeros(neurons), np.zeros(neurons), np.empty(neurons), np.empty(neurons)
     can_cross = np.zeros(-(-neurons // 8) * 8, np.bool_)
     can_cross_by_eight = can_cross.view(np.uint64)
-    least = ROUNDING * (a + phi) * v_th if exact else v_th
+    least = least_after_crossing(a, phi, v_th) if exact else v_th
     longest = min(dt, tau_mem, tau_syn)
     spikes = 0
     for step in range(len(place)):
-        at = place[step]
+        at, end = place[step], (step + 1) * dt
         if at == NO_STEP:
             advance(v, i, v_end, i_end, can_cross, a, s, phi, least)
         else:
@@ -276,12 +300,10 @@ def simulate(
                 if not can_cross[n]:
                     continue
                 if not (v_end[n] < np.inf and abs(i_end[n]) < np.inf):
-                    return -1
+                    return spikes, False
                 if not exact:
                     if v_end[n] >= v_th:
-                        if spikes < capacity:
-                            out_time[spikes], out_neuron[spikes] = (step + 1) * dt, KINDS * n + AFTER
-                            out_slope[spikes] = (v_end[n] - v[n]) / dt
+                        record(out, spikes, end, n, (v_end[n] - v[n]) / dt, KINDS * step + AFTER)
                         spikes += 1
                         v_end[n] = 0.0
                     continue
@@ -300,38 +322,28 @@ def simulate(
                             break
                         left = max(left - after, 0.0)
                         v_n, i_n = 0.0, i_n * exp(-after / tau_syn)  # eq. (3)
-                        v_stop -= v_th * exp(-left / tau_mem)  # eq. (3), seen from the end of the stretch
-                        if spikes < capacity:
-                            out_time[spikes] = (step + 1) * dt - (left + rest)
-                            out_neuron[spikes] = KINDS * n + kind
-                            # a crossing whose slope is lost to rounding still has a finite gradient
-                            out_slope[spikes] = max(slope(i_n, v_th, tau_mem), 1e-16 * v_th / tau_mem)
+                        v_stop -= remaining_reset(left, v_th, tau_mem)
+                        rise = crossing_slope(i_n, v_th, tau_mem)
+                        record(out, spikes, end - (left + rest), n, rise, KINDS * step + kind)
                         spikes += 1
                         if spikes > MAX_SPIKES_PER_SAMPLE:
-                            return spikes
+                            return spikes, True
                     v_n, i_n = v_stop, i_stop
                 v_end[n] = v_n
-        if begin < spikes <= capacity:
-            sort_by_time(out_time[begin:spikes], out_neuron[begin:spikes], out_slope[begin:spikes])
-            for k in range(begin, spikes):
-                out_after[k] = KINDS * step + out_neuron[k] % KINDS
-                out_neuron[k] //= KINDS
+        if begin < spikes:
+            sort_by_time(out, begin, spikes)
         v, v_end = v_end, v
         i, i_end = i_end, i
-    return spikes if is_finite(v) and is_finite(i) else -1
+    return spikes, is_finite(v) and is_finite(i)
 
 
 @jit(parallel=True)
-def simulate_batch(
-    drive, place, out_time, out_neuron, out_slope, out_after, dt, a, s, phi, tau_mem, tau_syn, v_th, exact
-):  # fmt: skip
-    counts = np.zeros(drive.shape[2], np.int64)
-    for b in numba.prange(drive.shape[2]):
-        counts[b] = simulate(
-            drive, b, place, out_time[b], out_neuron[b], out_slope[b], out_after[b],
-            dt, a, s, phi, tau_mem, tau_syn, v_th, exact,
-        )  # fmt: skip
-    return counts
+def simulate_batch(drive, place, out, constants):
+    batch = drive.shape[2]
+    counts, finite = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
+    for b in numba.prange(batch):
+        counts[b], finite[b] = simulate(drive, b, place, row_of(out, b, 0), constants)
+    return counts, finite
 
 
 @jit
@@ -342,9 +354,9 @@ def flow_back(p, q, a, s, phi):
 
 
 @jit(parallel=True)
-def adjoint_batch(
-    place, out_time, out_neuron, out_slope, out_after, grad, grad_drive, dt, a, s, phi, tau_mem, tau_syn, v_th
-):  # fmt: skip
+def adjoint_batch(place, tape, grad, grad_drive, constants):
+    dt, a, s, phi, _, tau_mem, tau_syn, v_th = constants
+    out_time, out_neuron, out_slope, out_after = tape
     neurons = grad_drive.shape[3]
     longest = min(dt, tau_mem, tau_syn)
     _, _, whole = decay(longest, tau_mem, tau_syn)

@@ -17,7 +17,7 @@ from eventprop.core.spikes import whole_steps
 from ..operators import TAPE_PADDING, operator, rows, some
 from ..solver import effective_slope
 from ..tape import Tape
-from . import individual
+from . import heterogeneous
 from .grid import Grid, check_step
 
 
@@ -156,4 +156,4 @@ def _individual(
     def slope_used(slope: Tensor) -> Tensor:
         return effective_slope(slope, grazing, min_slope)
 
-    return individual.forward(time, index, weight, neurons, whole_steps(t_end, dt), dt, slope_used)
+    return heterogeneous.forward(time, index, weight, neurons, whole_steps(t_end, dt), dt, slope_used)

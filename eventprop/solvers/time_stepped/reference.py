@@ -16,11 +16,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eventprop.core.neuron import adjoint_flow, arrival_offset, decay, effect_time_gradient, flow, slope, spike_jump
+from eventprop.core.neuron import (
+    adjoint_flow,
+    arrival_offset,
+    crossing_slope,
+    decay,
+    effect_time_gradient,
+    flow,
+    least_after_crossing,
+    spike_jump,
+)
 from eventprop.core.spikes import step_of
 
-from ..event_driven.reference import next_crossing, sorted_tape
-from ..tape import Tape, check_finite, check_spike_count
+from ..crossing_reference import next_crossing
+from ..emission_reference import Emission
+from ..tape import Tape, check_finite
 from .grid import Grid
 
 # Where in its step a spike lies, seen from what stands for the arrivals, and so what its time depends on: the state at the
@@ -29,7 +39,6 @@ from .grid import Grid
 BEFORE, AFTER, BETWEEN = range(3)
 KINDS = 3
 EDGE = 1e-6  # of a step: where rounding, in float32, may put what arrives as a step begins or ends
-ROUNDING = 1 - 1e-9  # so that no crossing is lost to rounding, whose relative error is near 1e-16
 
 
 def effects(time: Tensor, index: Tensor, inputs: int, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -84,18 +93,15 @@ def forward(drive: Tensor, steps: Tensor, grid: Grid) -> Tape:
     """Emitted spikes of neurons at rest that receive ``drive`` [2, A, B, N] (psp, psc) at the end of the steps ``steps``."""
     v = i = drive.new_zeros(drive.shape[2:], dtype=torch.float64)
     place, neuron = _places(steps, grid), grid.neuron
-    emitted: list[tuple[Tensor, ...]] = []  # (sample, neuron and kind, time, slope, step) of each batch of spikes
-    total = torch.zeros(drive.shape[2], dtype=torch.int64, device=drive.device)
+    emitted = Emission(len(v), drive.new_empty(0))  # with the kind in the number of the neuron, and ``after`` the step
     first = torch.full_like(v, BEFORE if grid.exact else AFTER, dtype=torch.int64)
-    least = ROUNDING * (grid.a + grid.phi) * neuron.v_th  # of V at the end of a step with a crossing, as in ``kernels``
+    least = least_after_crossing(grid.a, grid.phi, neuron.v_th)
 
     def emit(fired: Tensor, step: int, y: Tensor, rise: Tensor, kind: Tensor) -> None:
         """A spike of each neuron that ``fired``, the time ``y`` before the end of the step."""
         sample, n = fired.nonzero(as_tuple=True)
         at, code = ((step + 1) * grid.dt - y)[fired], KINDS * n + kind[fired]
-        emitted.append((sample, code, at.to(drive), rise[fired].to(drive), torch.full_like(n, step)))
-        total.add_(fired.sum(1))
-        check_spike_count(int(total.max()))
+        emitted.add(sample, code, at.to(drive), rise[fired].to(drive), torch.full_like(n, step))
 
     for step in range(grid.steps):
         v_n, i_n = v, i
@@ -120,20 +126,18 @@ def forward(drive: Tensor, steps: Tensor, grid: Grid) -> Tape:
         ever = torch.zeros_like(v, dtype=torch.bool)
         for left, rest, kind in parts:
             while True:
-                dt, fired = next_crossing(v_n, i_n, left, neuron)
+                dt, fired = next_crossing(v_n, i_n, left, *neuron.numbers)
                 if not fired.any():
                     break
                 left = torch.where(fired, (left - dt).clamp(min=0.0), left)
                 v_n = torch.where(fired, 0.0, v_n)  # eq. (3)
                 i_n = torch.where(fired, i_n * torch.exp(-dt / neuron.tau_syn), i_n)
-                # a crossing whose slope is lost to rounding still has a finite gradient
-                rise = slope(i_n, neuron.v_th, neuron.tau_mem).clamp(min=1e-16 * neuron.v_th / neuron.tau_mem)
-                emit(fired, step, left + rest, rise, kind)
+                emit(fired, step, left + rest, crossing_slope(i_n, neuron.v_th, neuron.tau_mem), kind)
                 ever |= fired
             v_n, i_n = flow(v_n, i_n, *decay(left, neuron.tau_mem, neuron.tau_syn))
             i_n = i_n + weight  # eq. (4); after the second stretch it is not used
         v = torch.where(ever, v_n, v)
-    return with_kinds(sorted_tape(emitted, drive.new_empty((len(total), 0))))
+    return with_kinds(emitted.tape())
 
 
 def with_kinds(tape: Tape) -> Tape:

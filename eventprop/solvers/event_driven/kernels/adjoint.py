@@ -5,6 +5,8 @@ Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the long
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 import torch
@@ -12,15 +14,15 @@ from torch import Tensor
 
 from eventprop.core.neuron import LIF, adjoint_flow, arrival_time_gradient, decay, spike_jump
 
+from ...arguments import Arrivals, Constants
+from ...chunks import backward_tasks, part_of, weight_gradient
 from ...compilation.exponential import exp
 from ...compilation.jit import arrays, jit, threads
+from ...emission import Columns, row_of
 from ...tape import Tape
-from .common import input_major, weight_gradient
+from .common import input_major
 
 ADJOINT_BLOCK = 384  # most neurons per backward task
-# Every chunk of samples but the first has a weight gradient of its own, to be added up: more chunks for more threads, fewer for
-# less memory to walk through. Sums must not depend on the number of threads, so chunks depend on the shapes alone.
-CHUNK, FEWEST_TASKS, MOST_TASKS = 32, 2, 4  # samples; backward tasks
 
 
 def adjoint(
@@ -36,26 +38,31 @@ def adjoint(
     chunks = max(1, min(batch, backward_tasks(batch) // max(blocks, 1)))
     inputs = inputs if need_weight else 0
     # the weights are needed for the gradient of the times alone
-    received = arrays(time, index, input_major(weight) if need_time else weight.new_empty(0, width), *tape, grad)
-    real = received[2].dtype
-    shares = np.empty((chunks, inputs, width), real)
-    grad_time = np.zeros((blocks, batch, arrivals if need_time else 0), real)
+    weight_t, by_emitted = arrays(input_major(weight) if need_time else weight.new_empty(0, width), grad)
+    shares = np.empty((chunks, inputs, width), weight_t.dtype)
+    grad_time = np.zeros((blocks, batch, arrivals if need_time else 0), weight_t.dtype)
     with threads():
-        adjoint_batch(*received, shares, grad_time, neuron.tau_mem, neuron.tau_syn, v_reset, t_end)
+        adjoint_batch(
+            Arrivals(*arrays(time, index)), weight_t, Columns(*arrays(*tape)), by_emitted, Constants.of(neuron), v_reset, t_end,
+            shares, grad_time,
+        )  # fmt: skip
         return torch.from_numpy(grad_time.sum(0)), weight_gradient(shares)
 
 
-def backward_tasks(batch: int) -> int:
-    """How many tasks share the backward pass of a batch."""
-    return min(max(batch // CHUNK, FEWEST_TASKS), MOST_TASKS)
+class Coefficients(NamedTuple):
+    """Room for what ``decays`` computes, for K arrivals and S spikes."""
+
+    stretch: np.ndarray  # [3, K]
+    spike: np.ndarray  # [4, S]
 
 
 @jit
-def decays(time, out_time, out_after, spikes, stretch, spike, tau_mem, tau_syn, t_end):
-    """The coefficients of eq. (5): in ``stretch`` [3, K] from each arrival before the last of the ``spikes`` to the next one
-    (or t_end), and in ``spike`` [4, S] from the arrival before each spike to the spike, and how p decays from there to the
-    end of the stretch."""
-    arrivals = out_after[spikes - 1] + 1
+def decays(time, tape, spikes, coefficients, tau_mem, tau_syn, t_end):
+    """Fill in the coefficients of eq. (5): in ``stretch`` from each arrival before the last of the ``spikes`` to the next one
+    (or t_end), and in ``spike`` from the arrival before each spike to the spike, and how p decays from there to the end of the
+    stretch."""
+    stretch, spike = coefficients
+    arrivals = tape.after[spikes - 1] + 1
     length = np.empty(arrivals)
     for e in range(arrivals):
         until = np.float64(time[e + 1]) if e + 1 < len(time) else np.inf
@@ -65,8 +72,8 @@ def decays(time, out_time, out_after, spikes, stretch, spike, tau_mem, tau_syn, 
     since = np.empty(spikes)
     until = np.empty(spikes)
     for k in range(spikes):
-        e = out_after[k]
-        since[k] = np.float64(out_time[k]) - np.float64(time[e])
+        e = tape.after[k]
+        since[k] = np.float64(tape.time[k]) - np.float64(time[e])
         until[k] = length[e] - since[k]
     for k in range(spikes):
         spike[0, k], spike[1, k], spike[2, k] = decay(since[k], tau_mem, tau_syn)
@@ -75,24 +82,24 @@ def decays(time, out_time, out_after, spikes, stretch, spike, tau_mem, tau_syn, 
 
 @jit
 def adjoint_sample(
-    time, index, weight_t, out_time, out_neuron, out_slope, out_after, grad, first, stop,
-    grad_weight, grad_time, stretch, spike, tau_mem, tau_syn, v_th, t_end,
+    time, index, weight_t, tape, grad, block, constants, v_reset, t_end, grad_weight, grad_time, coefficients
 ):  # fmt: skip
-    """Walk one sample backwards for the neurons [first, stop): add to ``grad_weight`` [M, N] unless it is empty, and
-    write their share of dL/dt of each arrival to ``grad_time`` [K] unless it is empty. ``stretch`` [3, K] and ``spike``
-    [4, S] are for ``decays``."""
+    """Walk one sample backwards for the neurons of a ``block``, its first and the one after its last: add to ``grad_weight``
+    [M, N] unless it is empty, and write their share of dL/dt of each arrival to ``grad_time`` [K] unless it is empty."""
+    (first, stop), (tau_mem, tau_syn, _), (stretch, spike) = block, constants, coefficients
+    out_time, out_neuron, out_slope, out_after = tape
     real, width = weight_t.dtype.type, stop - first
     p, q = np.zeros(width, weight_t.dtype), np.zeros(width, weight_t.dtype)
     p_at, at = np.zeros(width), np.full(width, np.inf)  # p beyond the last jump in this stretch, and its time
     own, jump = np.empty(len(out_time), np.int64), np.empty(len(out_time))
     # the row of the weight gradient that gets its q in the next pass; at first, none
-    left = np.zeros(width, weight_t.dtype)
+    pending = np.zeros(width, weight_t.dtype)
     k = len(out_time) - 1
     while k >= 0 and not first <= out_neuron[k] < stop:  # padding, and other blocks' spikes
         k -= 1
     if k < 0:
         return
-    decays(time, out_time, out_after, k + 1, stretch, spike, tau_mem, tau_syn, t_end)
+    decays(time, tape, k + 1, coefficients, tau_mem, tau_syn, t_end)
     e = out_after[k]  # p = q = 0 after the last spike, so the walk starts there
     while e >= 0:
         jumps = 0
@@ -101,13 +108,13 @@ def adjoint_sample(
             if 0 <= n < width:
                 t = np.float64(out_time[k])
                 p_k = p[n] * spike[3, k] if at[n] == np.inf else p_at[n] * exp(-(at[n] - t) / tau_mem)
-                own[jumps], jump[jumps] = k, spike_jump(p_k, grad[k], out_slope[k], v_th, tau_mem)
+                own[jumps], jump[jumps] = k, spike_jump(p_k, grad[k], out_slope[k], v_reset, tau_mem)
                 p_at[n], at[n] = p_k + jump[jumps], t
                 jumps += 1
             k -= 1
         a_e, s_e, phi_e = real(stretch[0, e]), real(stretch[1, e]), real(stretch[2, e])
         for n in range(width):
-            left[n] += q[n]
+            pending[n] += q[n]
             p[n], q[n] = adjoint_flow(p[n], q[n], a_e, s_e, phi_e)
         for j in range(jumps):  # the flow is linear: what each jump adds at the start of the stretch
             n = out_neuron[own[j]] - first
@@ -120,7 +127,7 @@ def adjoint_sample(
             if len(grad_weight):
                 row = grad_weight[index[e], first:stop]
                 if e > 0 and time[e - 1] < now:  # another pass follows
-                    left = row
+                    pending = row
                 else:
                     for n in range(width):
                         row[n] += q[n]
@@ -134,22 +141,20 @@ def adjoint_sample(
 
 
 @jit(parallel=True)
-def adjoint_batch(
-    time, index, weight_t, out_time, out_neuron, out_slope, out_after, grad, shares, grad_time,
-    tau_mem, tau_syn, v_th, t_end,
-):  # fmt: skip
+def adjoint_batch(arrivals, weight_t, tape, grad, constants, v_reset, t_end, shares, grad_time):
     """A task is a chunk of samples and a block of neurons. ``shares`` [chunks, M, N] is what the chunks give to dL/dweight, and
     ``grad_time`` [blocks, B, K] what the blocks give to dL/dtime."""
-    batch, width = len(time), weight_t.shape[1]
+    batch, width = len(arrivals.time), weight_t.shape[1]
     chunks, blocks = len(shares), len(grad_time)
     for task in numba.prange(chunks * blocks):
-        chunk, block = task // blocks, task % blocks
-        first, stop = block * width // blocks, (block + 1) * width // blocks
+        chunk, number = task // blocks, task % blocks
+        block = part_of(number, blocks, width)
         share = shares[chunk]
-        share[:, first:stop] = 0.0
-        stretch, spike = np.empty((3, time.shape[1])), np.empty((4, out_time.shape[1]))
-        for b in range(chunk * batch // chunks, (chunk + 1) * batch // chunks):
+        share[:, block[0] : block[1]] = 0.0
+        coefficients = Coefficients(np.empty((3, arrivals.time.shape[1])), np.empty((4, tape.time.shape[1])))
+        first, stop = part_of(chunk, chunks, batch)
+        for b in range(first, stop):
             adjoint_sample(
-                time[b], index[b], weight_t, out_time[b], out_neuron[b], out_slope[b], out_after[b], grad[b],
-                first, stop, share, grad_time[block, b], stretch, spike, tau_mem, tau_syn, v_th, t_end,
+                arrivals.time[b], arrivals.source[b], weight_t, row_of(tape, b, 0), grad[b], block, constants, v_reset, t_end,
+                share, grad_time[number, b], coefficients,
             )  # fmt: skip

@@ -9,177 +9,46 @@ Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the long
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numba
 import numpy as np
-import torch
 from torch import Tensor
 
-from eventprop.core.neuron import LIF, decay, flow, peak_time, slope
+from eventprop.core.neuron import LIF, crossing_slope, decay, flow, least_after_crossing, remaining_reset
 
+from ...arguments import Arrivals, Constants
+from ...chunks import part_of
 from ...compilation.exponential import exp
-from ...compilation.jit import arrays, inlined, is_finite, jit, threads
-from ...tape import MAX_SPIKES_PER_SAMPLE, Tape, check_finite, check_spike_count
+from ...compilation.jit import arrays, is_finite, jit
+from ...crossing import NEVER, next_crossing, quick_crossing
+from ...emission import record, recorded, row_of, sort_by_time
+from ...tape import MAX_SPIKES_PER_SAMPLE, Tape
 from .common import TINY, arrivals_before, last_together
 
-NEVER = -1.0
-# Of the shorter time constant: a step x as small on the parabola misses V by at most I x^3/2, 1e-14 of the threshold for an I
-# as large as the threshold. For a larger I the step must be smaller.
-EXACT = 3e-5
-ROUNDING = 1 - 1e-9  # so that no crossing is lost to rounding, whose relative error is near 1e-16
 LANES = 8  # neurons that are searched at once
 TASKS = 64  # most tasks of a forward pass
 
 
 def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Tape:
     """Emitted spikes of a layer at rest that receives the spikes ``time``, ``index`` [B, K] through ``weight_t`` [M, N]."""
-    arrivals, constants = arrays(time, index, weight_t), (neuron.tau_mem, neuron.tau_syn, neuron.v_th, t_end)
+    arrivals, (weights,), constants = Arrivals(*arrays(time, index)), arrays(weight_t), Constants.of(neuron)
     batch, neurons = len(time), weight_t.shape[1]
     return recorded(
-        lambda *out: simulate_batch(*arrivals, *out, *constants), batch, neurons, arrivals[-1].dtype, min(batch, TASKS)
+        lambda out: simulate_batch(arrivals, weights, out, constants, t_end),
+        batch,
+        neurons,
+        weights.dtype,
+        min(batch, TASKS),
     )
-
-
-def recorded(simulate: Callable[..., np.ndarray], batch: int, neurons: int, dtype: np.dtype, tasks: int) -> Tape:
-    """Run ``simulate`` with buffers for the columns of a tape, with larger ones if the spikes do not fit, and pack them.
-
-    ``simulate`` returns how many spikes each sample has, or -1 where a potential is not finite. The samples of a task write
-    to one row of the buffers, one behind the other, with room for four spikes per neuron in the first and one in the others.
-    """
-    room = 64 + (3 + -(-batch // max(tasks, 1))) * neurons
-    bounds, _ = samples_of(np.arange(tasks), tasks, batch)
-    with threads():
-        while True:
-            columns = _columns(tasks, room, dtype)
-            counts = simulate(*columns)
-            largest = int(counts.max(initial=0))
-            check_finite(counts.min(initial=0) >= 0)
-            check_spike_count(largest)
-            needed = int(np.add.reduceat(counts, bounds).max()) if tasks else 0
-            if needed <= room:
-                break
-            room = needed
-        packed = _columns(batch, largest, dtype)
-        pack(counts, *columns, *packed)
-    return Tape(*map(torch.from_numpy, packed))
-
-
-def _columns(batch: int, spikes: int, dtype: np.dtype) -> list[np.ndarray]:
-    """Uninitialised time, neuron, slope and after of a tape."""
-    return [np.empty((batch, spikes), kind) for kind in (dtype, np.int64, dtype, np.int64)]
-
-
-@inlined
-def time_to_threshold(v, i, tau_mem, tau_syn, v_th):
-    """How long the parabola that V follows now takes to the threshold; NaN if V does not rise or the parabola misses it."""
-    gap, rise = v_th - v, slope(i, v, tau_mem)
-    bend = (i / tau_syn + rise) / tau_mem  # -V''
-    return 2.0 * gap / (rise + math.sqrt(rise * rise - 2.0 * bend * gap)) if rise > 0.0 else np.nan
-
-
-@inlined
-def first_guess(v, i, v_end, horizon, tau_mem, tau_syn, v_th):
-    """The time to the threshold for a V that ends above it: on the parabola that V follows now, bent by one Newton step to
-    the cubic that also ends at ``v_end``."""
-    step, rise = time_to_threshold(v, i, tau_mem, tau_syn, v_th), slope(i, v, tau_mem)
-    bend = (i / tau_syn + rise) / tau_mem
-    cubic = (v_end - v - horizon * (rise - 0.5 * bend * horizon)) / (horizon * horizon * horizon)
-    return step - cubic * step * step * step / (rise - step * (bend - 3.0 * cubic * step))
-
-
-@inlined
-def quick_crossing(v, i, v_end, horizon, tau_mem, tau_syn, v_th):
-    """``next_crossing`` of a V that starts below and ends above the threshold, where one step after the first guess is
-    enough; NaN elsewhere. Without branches, for many neurons at once."""
-    guess = min(max(first_guess(v, i, v_end, horizon, tau_mem, tau_syn, v_th), 0.0), horizon)
-    a, s, phi = decay(guess, tau_mem, tau_syn)
-    v_now, i_now = flow(v, i, a, s, phi)
-    step = time_to_threshold(v_now, i_now, tau_mem, tau_syn, v_th)
-    dt = guess + step
-    sure = is_exact(step, i_now, tau_mem, tau_syn, v_th) & (v < v_th) & (v_end >= v_th) & (dt >= 0.0) & (dt <= horizon)
-    return dt if sure else np.nan
-
-
-@inlined
-def is_exact(step, size, tau_mem, tau_syn, allowed):
-    """Whether only rounding is left after a ``step`` on the parabola, of a state of that ``size``, against ``allowed``."""
-    x = abs(step) / (EXACT * min(tau_mem, tau_syn))
-    return x * x * x * size <= allowed
-
-
-@jit
-def next_crossing(v, i, v_end, i_end, horizon, tau_mem, tau_syn, v_th):
-    """The first dt in [0, horizon] with V(dt) = v_th while rising (eq. 2), or NEVER; (v_end, i_end) is the state at
-    the horizon, which may have vanished: the peak is found from the state now."""
-    if i <= v_th or v >= v_th:  # I only falls and a peak has V = I; V starts on the threshold only by rounding
-        return 0.0 if i > v and v >= v_th else NEVER
-    high = horizon
-    if v_end < v_th:
-        if i_end >= v_th:  # still rising: no peak inside
-            return NEVER
-        high = peak_time(v, i, tau_mem, tau_syn)
-        if high >= horizon or i * exp(-high / tau_syn) < v_th:  # V = I at the peak
-            return NEVER
-
-    return follow_to_threshold(v, i, v_end, horizon, high, tau_mem, tau_syn, v_th)
-
-
-@jit
-def follow_to_threshold(v, i, v_end, horizon, high, tau_mem, tau_syn, v_th):
-    """The dt in [0, high] with V(dt) = v_th, for a V that starts below and is not below at ``high``: on the local parabola,
-    again and again, kept inside [low, high], where V(low) < v_th <= V(high)."""
-    low = dt = 0.0
-    v_now, i_now = v, i
-    for trial in range(100):
-        if trial == 0 and v_end >= v_th:
-            step = first_guess(v, i, v_end, horizon, tau_mem, tau_syn, v_th)
-        else:
-            step = time_to_threshold(v_now, i_now, tau_mem, tau_syn, v_th)
-        if not dt + step >= low:  # NaN, or a bad guess
-            following = 0.5 * (low + high)
-        else:
-            following = min(dt + step, high)
-            if is_exact(following - dt, abs(i_now) + abs(v_now), tau_mem, tau_syn, max(abs(v), abs(v_th))):
-                return following
-        dt = following
-        a, s, phi = decay(dt, tau_mem, tau_syn)
-        v_now, i_now = flow(v, i, a, s, phi)
-        if v_now < v_th:
-            low = dt
-        else:
-            high = dt
-    return dt
-
-
-@jit
-def sort_by_time(time, neuron, slopes):
-    """Sort the spikes of one interval in place by time, those of equal times by neuron (Shell sort: few as they mostly are,
-    it is an insertion sort)."""
-    gap = 1
-    while gap < len(time) // 3:
-        gap = 3 * gap + 1
-    while gap > 0:
-        for end in range(gap, len(time)):
-            t, n, d = time[end], neuron[end], slopes[end]
-            k = end
-            while k >= gap and (time[k - gap] > t or (time[k - gap] == t and neuron[k - gap] > n)):
-                time[k], neuron[k], slopes[k] = time[k - gap], neuron[k - gap], slopes[k - gap]
-                k -= gap
-            time[k], neuron[k], slopes[k] = t, n, d
-        gap //= 3
 
 
 @jit
 def advance(v, i, row, v_end, i_end, can_cross, a, s, phi, v_th):
-    """An arrival at all neurons, their flow over the stretch after it, and which of them can cross the threshold in it.
-
-    At a peak V = I, by eq. (1), so that x later V is (a(x) + phi(x)) times the peak, by eq. (6). That falls with x: a V that
-    ends the stretch below (a + phi) v_th had no peak above v_th. Few others pass; they are searched in vain, as are all after
-    a stretch so long that the states at its end have no digits left to compare.
-    """
+    """An arrival at all neurons, their flow over the stretch after it, and which of them can cross the threshold in it, by
+    eq. (15): a few of these do not. After a stretch so long that the states at its end have no digits left to compare, all
+    can."""
     rest = a + phi
-    least = ROUNDING * rest * v_th if min(rest, rest * v_th) > TINY else -np.inf
+    least = least_after_crossing(a, phi, v_th) if min(rest, rest * v_th) > TINY else -np.inf
     for n in range(len(v)):
         v_n, i_n = flow(v[n], i[n] + row[n], a, s, phi)
         v_end[n], i_end[n] = v_n, i_n
@@ -187,11 +56,11 @@ def advance(v, i, row, v_end, i_end, can_cross, a, s, phi, v_th):
 
 
 @jit
-def simulate(time, index, weight_t, out_time, out_neuron, out_slope, out_after, tau_mem, tau_syn, v_th, t_end):
-    """One sample: write its spikes to ``out_*``, ordered by time, and return how many there are (more than fit in
-    ``out_*``: only counted), or -1 if a potential is not finite."""
-    real = weight_t.dtype.type
-    width, capacity = weight_t.shape[1], len(out_time)
+def simulate(time, index, weight_t, out, constants, t_end):
+    """One sample: write its spikes to the row ``out``, ordered by time. Returns how many there are, also of those that do not
+    fit, and whether all potentials stayed finite."""
+    tau_mem, tau_syn, v_th = constants
+    real, width = weight_t.dtype.type, weight_t.shape[1]
     v, i = np.zeros(width), np.zeros(width)
     v_end, i_end = np.empty(width), np.empty(width)
     can_cross = np.zeros(-(-width // 8) * 8, np.bool_)
@@ -225,66 +94,37 @@ def simulate(time, index, weight_t, out_time, out_neuron, out_slope, out_after, 
             n, dt = candidate[c], crossing[c]
             v_n, i_n, v_stop, at = v_from[c], i_from[c], v_to[c], 0.0
             if not i_n < np.inf:
-                return -1
+                return spikes, False
             if math.isnan(dt):
                 dt = next_crossing(v_n, i_n, v_stop, i_end[n], horizon, tau_mem, tau_syn, v_th)
             while dt != NEVER:
                 at = min(at + dt, horizon)
                 i_n *= exp(-dt / tau_syn)
                 v_n = 0.0  # eq. (3)
-                if spikes < capacity:
-                    out_time[spikes] = min(real(now + at), until)
-                    out_neuron[spikes] = n
-                    # a crossing whose slope is lost to rounding still has a finite gradient
-                    out_slope[spikes] = max(slope(i_n, v_th, tau_mem), 1e-16 * v_th / tau_mem)
-                    out_after[spikes] = e - 1
+                t, rise = min(real(now + at), until), crossing_slope(i_n, v_th, tau_mem)
+                record(out, spikes, t, n, rise, e - 1)
                 spikes += 1
                 if spikes > MAX_SPIKES_PER_SAMPLE:
-                    return spikes
-                v_stop -= v_th * exp(-(horizon - at) / tau_mem)  # eq. (3), seen from the end of the stretch
+                    return spikes, True
+                v_stop -= remaining_reset(horizon - at, v_th, tau_mem)
                 dt = next_crossing(v_n, i_n, v_stop, i_end[n], horizon - at, tau_mem, tau_syn, v_th)
             v_end[n] = v_stop
-        if begin + 1 < spikes <= capacity:
-            sort_by_time(out_time[begin:spikes], out_neuron[begin:spikes], out_slope[begin:spikes])
+        if begin + 1 < spikes:
+            sort_by_time(out, begin, spikes)
         v, v_end = v_end, v
         i, i_end = i_end, i
-    return spikes if is_finite(v) and is_finite(i) else -1
-
-
-@inlined
-def samples_of(task, tasks, batch):
-    """The first sample of a task, and the one after its last."""
-    return task * batch // tasks, (task + 1) * batch // tasks
+    return spikes, is_finite(v) and is_finite(i)
 
 
 @jit(parallel=True)
-def simulate_batch(time, index, weight_t, out_time, out_neuron, out_slope, out_after, tau_mem, tau_syn, v_th, t_end):
-    batch, (tasks, room) = len(time), out_time.shape
-    counts = np.zeros(batch, np.int64)
+def simulate_batch(arrivals, weight_t, out, constants, t_end):
+    batch, (tasks, room) = len(arrivals.time), out.time.shape
+    counts, finite = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
     for task in numba.prange(tasks):
-        first, stop = samples_of(task, tasks, batch)
+        first, stop = part_of(task, tasks, batch)
         place = 0
         for b in range(first, stop):
-            counts[b] = simulate(
-                time[b], index[b], weight_t,
-                out_time[task, place:], out_neuron[task, place:], out_slope[task, place:], out_after[task, place:],
-                tau_mem, tau_syn, v_th, t_end,
-            )  # fmt: skip
-            place = min(place + max(counts[b], 0), room)
-    return counts
-
-
-@jit(parallel=True)
-def pack(counts, time, neuron, slopes, after, out_time, out_neuron, out_slope, out_after):
-    """Copy the ``counts`` spikes of each sample to a row of its own, and pad it."""
-    batch, tasks = len(counts), len(time)
-    for task in numba.prange(tasks):
-        first, stop = samples_of(task, tasks, batch)
-        place = 0
-        for b in range(first, stop):
-            n = counts[b]
-            end = place + n
-            out_time[b, :n], out_neuron[b, :n] = time[task, place:end], neuron[task, place:end]
-            out_slope[b, :n], out_after[b, :n] = slopes[task, place:end], after[task, place:end]
-            out_time[b, n:], out_neuron[b, n:], out_slope[b, n:], out_after[b, n:] = np.inf, -1, np.inf, -1
-            place = end
+            row = row_of(out, task, place)
+            counts[b], finite[b] = simulate(arrivals.time[b], arrivals.source[b], weight_t, row, constants, t_end)
+            place = min(place + counts[b], room)
+    return counts, finite

@@ -65,7 +65,7 @@ def average_psp(time, index, received, tau_mem, tau_syn, t_end):
     early, arrivals = arrivals_before(time, 0.0), arrivals_before(time, t_end)
     area = np.empty(arrivals)
     for e in range(early):
-        _, i, v = decay(-np.float64(time[e]), tau_mem, tau_syn)  # what an arrival before 0 has left at 0
+        _, i, v = decay(-np.float64(time[e]), tau_mem, tau_syn)  # what remains at 0 of an arrival before
         area[e] = integral(v, i, t_end, decay(t_end, tau_mem, tau_syn)[2], tau_mem, tau_syn) / t_end
     for e in range(early, arrivals):  # apart from the sums below, so that it is vectorized
         left = t_end - np.float64(time[e])

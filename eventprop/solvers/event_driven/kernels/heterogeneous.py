@@ -11,18 +11,23 @@ and, in a recurrent layer, its own spikes as they arrive.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from eventprop.core.neuron import adjoint_flow, arrival_time_gradient, decay, decay_by_tau, flow, peak_time, slope
+from eventprop.core.neuron import adjoint_flow, arrival_time_gradient, crossing_slope, decay, decay_by_tau, flow, slope
 
+from ...arguments import Arrivals
+from ...chunks import part_of
 from ...compilation.exponential import exp
-from ...compilation.jit import arrays, is_finite, jit, threads
+from ...compilation.jit import arrays, inlined, is_finite, jit, threads
+from ...crossing import NEVER, next_crossing
+from ...emission import Columns, record, recorded, row_of, sort_by_time
 from ...tape import MAX_SPIKES_PER_SAMPLE, Tape
 from .common import arrivals_before
-from .forward import NEVER, follow_to_threshold, recorded, sort_by_time
 
 # columns of the parameters [N, 5] of the neurons
 TAU_MEM, TAU_SYN, V_TH, BIAS, REFRACTORY = range(5)
@@ -31,7 +36,39 @@ ORIGIN = np.iinfo(np.int64).min  # the event at time 0 of a sample whose first a
 # Of the longer time constant: no crossing comes later, since U is down to 1e-260 of what it was, and the sign of a smaller
 # one means nothing.
 REACH = 600.0
-TASKS = 4  # chunks of samples in the backward pass; fixed, so that sums do not depend on the number of threads
+CHUNKS = 4  # of samples in the backward pass; fixed, so that sums do not depend on the number of threads
+
+
+class Layer(NamedTuple):
+    """Its connections and neurons; one that is not recurrent has an empty ``recurrent_t``."""
+
+    weight_t: np.ndarray  # [M, N]
+    recurrent_t: np.ndarray  # [N, N] or [0, N]
+    delay: float  # of recurrent spikes, in ms
+    neurons: np.ndarray  # [N, 5]
+
+
+class Gradients(NamedTuple):
+    """dL/d(time, weight_t, recurrent_t, neurons) where kernels add it up."""
+
+    time: np.ndarray
+    weight_t: np.ndarray
+    recurrent_t: np.ndarray
+    neurons: np.ndarray
+
+
+class History(NamedTuple):
+    """A sample walked forward again, its spikes known."""
+
+    begin: float  # of the first stretch between events
+    events: int
+    end: np.ndarray  # [E + 1] of every stretch
+    source: np.ndarray  # [E] of the event there: an arrival e, -1 - k for the own spike k, or ORIGIN
+    v: np.ndarray  # [E + 1, N] with which each stretch begins; so i and release
+    i: np.ndarray
+    release: np.ndarray
+    i_spike: np.ndarray  # [S]
+    own_stretch: np.ndarray  # [S] in which each spike lies
 
 
 def forward(
@@ -39,14 +76,9 @@ def forward(
 ) -> Tape:
     """Emitted spikes of a layer that receives the spikes ``time``, ``index`` [B, K] through ``weight_t`` [M, N] and its own
     spikes, ``delay`` ms later, through ``recurrent_t`` [N, N], or [0, N] if it is not recurrent; ``neurons`` [N, 5]."""
-    received = arrays(time, index, weight_t, recurrent_t)
-    parameters = arrays(neurons.double())[0]
+    arrivals, layer = Arrivals(*arrays(time, index)), _layer(weight_t, recurrent_t, delay, neurons)
     return recorded(
-        lambda *out: simulate_batch(*received, delay, parameters, *out, t_end),
-        len(time),
-        len(neurons),
-        received[0].dtype,
-        tasks=len(time),
+        lambda out: simulate_batch(arrivals, layer, out, t_end), len(time), len(neurons), arrivals.time.dtype, len(time)
     )
 
 
@@ -56,48 +88,41 @@ def adjoint(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """dL/d(time, weight_t, recurrent_t, neurons) from ``grad`` [B, S] = dL/d(emitted time); that of the refractory
     period is not computed, and 0."""
-    received = arrays(time, index, weight_t, recurrent_t)
-    chunks = max(1, min(TASKS, len(time)))
-    grad_time = np.zeros(time.shape, received[0].dtype)
-    shares = [np.zeros((chunks, *x.shape)) for x in (weight_t, recurrent_t, neurons)]
+    arrivals, layer = Arrivals(*arrays(time, index)), _layer(weight_t, recurrent_t, delay, neurons)
+    chunks = max(1, min(CHUNKS, len(time)))
+    shares = (np.zeros((chunks, *x.shape)) for x in (weight_t, recurrent_t, neurons))
+    gradients = Gradients(np.zeros_like(arrivals.time), *shares)
     with threads():
-        adjoint_batch(
-            *received, delay, *arrays(neurons.double()), *arrays(tape.time, tape.neuron, tape.slope, tape.after, grad), t_end,
-            grad_time, *shares,
-        )  # fmt: skip
-    weight, recurrent, parameters = (torch.from_numpy(x.sum(0)).to(weight_t.dtype) for x in shares)
-    return torch.from_numpy(grad_time), weight, recurrent, parameters
+        adjoint_batch(arrivals, layer, Columns(*arrays(*tape)), *arrays(grad), t_end, gradients)
+    by_time, *by_parameters = map(torch.from_numpy, gradients)
+    return by_time, *(share.sum(0).to(weight_t.dtype) for share in by_parameters)
 
 
-@jit
-def next_crossing(v, i, horizon, tau_mem, tau_syn, v_th, bias):
-    """The first dt in [0, horizon] with V(dt) = v_th while rising, or NEVER. V has at most one extremum."""
-    u, threshold = v - bias, v_th - bias
-    if u >= threshold:  # V starts on the threshold only by rounding
-        return 0.0 if i > u else NEVER
-    horizon = min(horizon, REACH * max(tau_mem, tau_syn))
-    a, s, phi = decay(horizon, tau_mem, tau_syn)
-    u_end, i_end = flow(u, i, a, s, phi)
-    high = horizon
-    if u_end < threshold:
-        # U = I > 0 at a maximum, and U stays above 0 after it; a U that ends below an I above the threshold still rises
-        if threshold <= 0.0 or i <= threshold or i_end >= threshold:
-            return NEVER
-        high = peak_time(u, i, tau_mem, tau_syn)
-        if high >= horizon or i * exp(-high / tau_syn) < threshold:
-            return NEVER
-    return follow_to_threshold(u, i, u_end, horizon, high, tau_mem, tau_syn, threshold)
+def _layer(weight_t: Tensor, recurrent_t: Tensor, delay: float, neurons: Tensor) -> Layer:
+    weights, recurrent, parameters = arrays(weight_t, recurrent_t, neurons.double())
+    return Layer(weights, recurrent, delay, parameters)
+
+
+@inlined
+def after_hold(v, i, release, now, until, tau_syn):
+    """V, I and the time where V, held at 0 until ``release``, is free again, or at ``until`` if that comes first; if V is free,
+    as they are."""
+    if release <= now:
+        return v, i, now
+    free = min(release, until)
+    return 0.0, i * exp(-(free - now) / tau_syn), free
 
 
 @jit
 def next_spike(v, i, release, now, until, neuron):
-    """The time of the next spike in [now, until], or +inf. Until ``release``, V is held at 0."""
-    tau_mem, tau_syn, v_th, bias = neuron[TAU_MEM], neuron[TAU_SYN], neuron[V_TH], neuron[BIAS]
-    if release > now:
-        if release >= until:
-            return np.inf
-        v, i, now = 0.0, i * exp(-(release - now) / tau_syn), release
-    dt = next_crossing(v, i, until - now, tau_mem, tau_syn, v_th, bias)
+    """The time of the next spike in [now, until], or +inf."""
+    tau_mem, tau_syn, bias = neuron[TAU_MEM], neuron[TAU_SYN], neuron[BIAS]
+    if release > now and release >= until:
+        return np.inf
+    v, i, now = after_hold(v, i, release, now, until, tau_syn)
+    u, horizon = v - bias, min(until - now, REACH * max(tau_mem, tau_syn))
+    u_end, i_end = flow(u, i, *decay(horizon, tau_mem, tau_syn))
+    dt = next_crossing(u, i, u_end, i_end, horizon, tau_mem, tau_syn, neuron[V_TH] - bias)
     return np.inf if dt == NEVER else min(now + dt, until)
 
 
@@ -105,12 +130,8 @@ def next_spike(v, i, release, now, until, neuron):
 def flow_until(v, i, release, now, until, neuron):
     """V and I at ``until`` of a neuron that does not spike before."""
     tau_mem, tau_syn, bias = neuron[TAU_MEM], neuron[TAU_SYN], neuron[BIAS]
-    if release > now:
-        if release >= until:
-            return 0.0, i * exp(-(until - now) / tau_syn)
-        v, i, now = 0.0, i * exp(-(release - now) / tau_syn), release
-    a, s, phi = decay(until - now, tau_mem, tau_syn)
-    u, i = flow(v - bias, i, a, s, phi)
+    v, i, now = after_hold(v, i, release, now, until, tau_syn)
+    u, i = flow(v - bias, i, *decay(until - now, tau_mem, tau_syn))
     return u + bias, i
 
 
@@ -122,12 +143,11 @@ def without_bias(parameters):
 
 
 @jit
-def simulate(
-    time, index, weight_t, recurrent_t, delay, parameters, out_time, out_neuron, out_slope, out_after, t_end
-):  # fmt: skip
-    """One sample, as ``forward.simulate``; a layer without ``recurrent_t`` [N, N] has an empty one, [0, N]. If the spikes do
-    not fit, it returns how much room to try next: those that are missing would have acted on the others."""
-    real, capacity, width, recurrent = out_time.dtype.type, len(out_time), len(parameters), len(recurrent_t) > 0
+def simulate(time, index, layer, out, t_end):
+    """One sample, as ``forward.simulate``. It stops at a spike that does not fit, which would have acted on the others."""
+    weight_t, recurrent_t, delay, parameters = layer
+    real, room = out.time.dtype.type, min(len(out.time), MAX_SPIKES_PER_SAMPLE)
+    width, recurrent = len(parameters), len(recurrent_t) > 0
     unbiased = without_bias(parameters)
     v, i, release, first = np.zeros(width), np.zeros(width), np.full(width, -np.inf), np.empty(width)
     time = time[: arrivals_before(time, t_end)]
@@ -139,7 +159,7 @@ def simulate(
         if now < 0.0:
             until = min(until, 0.0)
         if recurrent and delivered < spikes:
-            until = min(until, max(now, np.float64(out_time[delivered]) + delay))
+            until = min(until, max(now, np.float64(out.time[delivered]) + delay))
         for n in range(width):
             first[n] = next_spike(v[n], i[n], release[n], now, until, neurons[n])
         if recurrent:
@@ -148,58 +168,50 @@ def simulate(
         for n in range(width):
             at = now
             while first[n] <= until:
-                if spikes == capacity:
-                    return (
-                        min(2 * capacity, MAX_SPIKES_PER_SAMPLE) if capacity < MAX_SPIKES_PER_SAMPLE else capacity + 1
-                    )
+                if spikes == room:
+                    return spikes + 1, True
                 # I at the spike, and V just after it, eq. (3)
                 i[n] *= exp(-(first[n] - at) / neurons[n, TAU_SYN])
                 v[n], at = 0.0, first[n]
-                rise = slope(i[n], neurons[n, V_TH] - neurons[n, BIAS], neurons[n, TAU_MEM])
-                out_time[spikes], out_neuron[spikes], out_after[spikes] = min(real(at), real(until)), n, e - 1
-                # a crossing whose slope is lost to rounding still has a finite gradient
-                out_slope[spikes] = max(rise, 1e-16 * neurons[n, V_TH] / neurons[n, TAU_MEM])
+                t = min(real(at), real(until))
+                rise = crossing_slope(i[n], neurons[n, V_TH], neurons[n, TAU_MEM], neurons[n, BIAS])
+                record(out, spikes, t, n, rise, e - 1)
                 spikes += 1
                 release[n] = at + neurons[n, REFRACTORY]
                 first[n] = next_spike(v[n], i[n], release[n], at, until, neurons[n])
             v[n], i[n] = flow_until(v[n], i[n], release[n], at, until, neurons[n])
         if begin < spikes:
-            sort_by_time(out_time[begin:spikes], out_neuron[begin:spikes], out_slope[begin:spikes])
+            sort_by_time(out, begin, spikes)
         now = until
-        while recurrent and delivered < spikes and out_time[delivered] + delay <= now:
-            i += recurrent_t[out_neuron[delivered]]
+        while recurrent and delivered < spikes and out.time[delivered] + delay <= now:
+            i += recurrent_t[out.neuron[delivered]]
             delivered += 1
         while e < len(time) and time[e] <= now:
             i += weight_t[index[e]]
             e += 1
         if not (is_finite(v) and is_finite(i)):
-            return -1
-    return spikes
+            return spikes, False
+    return spikes, True
 
 
 @jit(parallel=True)
-def simulate_batch(
-    time, index, weight_t, recurrent_t, delay, neurons, out_time, out_neuron, out_slope, out_after, t_end
-):  # fmt: skip
-    counts = np.zeros(len(time), np.int64)
-    for b in numba.prange(len(time)):
-        counts[b] = simulate(
-            time[b], index[b], weight_t, recurrent_t, delay, neurons, out_time[b], out_neuron[b], out_slope[b],
-            out_after[b], t_end,
-        )  # fmt: skip
-    return counts
+def simulate_batch(arrivals, layer, out, t_end):
+    batch = len(arrivals.time)
+    counts, finite = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
+    for b in numba.prange(batch):
+        counts[b], finite[b] = simulate(arrivals.time[b], arrivals.source[b], layer, row_of(out, b, 0), t_end)
+    return counts, finite
 
 
 @jit
-def replay(
-    time, index, weight_t, recurrent_t, delay, parameters, out_time, out_neuron, out_after, spikes, t_end, end, source, v, i,
-    release, i_spike, own_stretch,
-):  # fmt: skip
-    """Walk a sample forward again, its spikes known: fill in the ``end`` [E + 1] of every stretch between events, the
-    ``source`` [E] of the event there (an arrival e, -1 - k for the own spike k, or ORIGIN), the state ``v``, ``i``,
-    ``release`` [E + 1, N] with which each stretch begins, I at each spike, and the stretch of each spike. Return when the
-    first stretch begins, and the number of events."""
+def replay(time, index, layer, tape, spikes, t_end):
+    """The ``History`` of a sample."""
+    weight_t, recurrent_t, delay, parameters = layer
     width, recurrent = len(parameters), len(recurrent_t) > 0
+    stretches = len(time) + (spikes if recurrent else 0) + 2
+    end, source = np.empty(stretches), np.empty(stretches, np.int64)
+    v, i, release = np.empty((stretches, width)), np.empty((stretches, width)), np.empty((stretches, width))
+    i_spike, own_stretch = np.empty(spikes), np.empty(spikes, np.int64)
     unbiased = without_bias(parameters)
     time = time[: arrivals_before(time, t_end)]
     begin = now = min(0.0, np.float64(time[0])) if len(time) else 0.0
@@ -210,16 +222,16 @@ def replay(
     while True:
         neurons = parameters if now >= 0.0 else unbiased
         until = np.float64(time[e]) if e < len(time) else t_end
-        own = recurrent and delivered < spikes and max(now, np.float64(out_time[delivered]) + delay) <= until
+        own = recurrent and delivered < spikes and max(now, np.float64(tape.time[delivered]) + delay) <= until
         if own:
-            until = max(now, np.float64(out_time[delivered]) + delay)
+            until = max(now, np.float64(tape.time[delivered]) + delay)
         origin = now < 0.0 < until
         if origin:
             until, own = 0.0, False
         at[:] = now
         # a spike may come, to rounding, at the time of the arrival that causes it
-        while k < spikes and out_after[k] < e and np.float64(out_time[k]) <= until:
-            n, t = out_neuron[k], np.float64(out_time[k])
+        while k < spikes and tape.after[k] < e and np.float64(tape.time[k]) <= until:
+            n, t = tape.neuron[k], np.float64(tape.time[k])
             state_i[n] *= exp(-(t - at[n]) / neurons[n, TAU_SYN])
             i_spike[k], own_stretch[k] = state_i[n], events
             state_v[n], at[n], held[n] = 0.0, t, t + neurons[n, REFRACTORY]
@@ -228,9 +240,9 @@ def replay(
             state_v[n], state_i[n] = flow_until(state_v[n], state_i[n], held[n], at[n], until, neurons[n])
         end[events], now = until, until
         if until >= t_end:
-            return begin, events
+            return History(begin, events, end, source, v, i, release, i_spike, own_stretch)
         if own:
-            state_i += recurrent_t[out_neuron[delivered]]
+            state_i += recurrent_t[tape.neuron[delivered]]
             source[events] = -1 - delivered
             delivered += 1
         elif origin:
@@ -270,31 +282,21 @@ def flow_back_from_spike(p, q, i, until, at, release, neuron, grad):
     The third number is dL/drelease: V begins to rise later."""
     if release > until:
         return 0.0, flow_back_held(q, i, until - at, neuron, grad), 0.0
-    i_release = i * exp(-(release - at) / neuron[TAU_SYN])
+    _, i_release, _ = after_hold(0.0, i, release, at, until, neuron[TAU_SYN])
     p, q = flow_back(p, q, 0.0, i_release, until - release, neuron, grad)
     by_release = -p * slope(i_release + neuron[BIAS], 0.0, neuron[TAU_MEM])
     return 0.0, flow_back_held(q, i, release - at, neuron, grad), by_release
 
 
 @jit
-def adjoint_sample(
-    time, index, weight_t, recurrent_t, delay, parameters, out_time, out_neuron, out_slope, out_after, grad, t_end,
-    grad_time, grad_weight, grad_recurrent, grad_parameters,
-):  # fmt: skip
+def adjoint_sample(time, index, layer, tape, grad, t_end, grad_time, grad_weight, grad_recurrent, grad_parameters):
     """Walk one sample backwards."""
+    weight_t, recurrent_t, _, parameters = layer
     width = len(parameters)
     unbiased, grad_unbiased = without_bias(parameters), np.zeros_like(grad_parameters)
-    spikes = np.searchsorted(out_time, np.inf)
-    stretches = len(time) + (spikes if len(recurrent_t) else 0) + 2
-    end, source = np.empty(stretches), np.empty(stretches, np.int64)
-    v, i, release = np.empty((stretches, width)), np.empty((stretches, width)), np.empty((stretches, width))
-    i_spike, by_time, own_stretch = np.empty(spikes), np.empty(spikes), np.empty(spikes, np.int64)
-    for k in range(spikes):
-        by_time[k] = grad[k]
-    begin, events = replay(
-        time, index, weight_t, recurrent_t, delay, parameters, out_time, out_neuron, out_after, spikes, t_end, end, source,
-        v, i, release, i_spike, own_stretch,
-    )  # fmt: skip
+    spikes = np.searchsorted(tape.time, np.inf)
+    begin, events, end, source, v, i, release, i_spike, own_stretch = replay(time, index, layer, tape, spikes, t_end)
+    by_time = grad[:spikes].astype(np.float64)
     p, q, by_release = np.zeros(width), np.zeros(width), np.zeros(width)
     until = np.empty(width)
     k = spikes - 1
@@ -303,13 +305,13 @@ def adjoint_sample(
         neurons, grad_neurons = (parameters, grad_parameters) if start >= 0.0 else (unbiased, grad_unbiased)
         until[:] = end[stretch]
         while k >= 0 and own_stretch[k] == stretch:
-            n, t = out_neuron[k], np.float64(out_time[k])
+            n, t = tape.neuron[k], np.float64(tape.time[k])
             p[n], q[n], moved = flow_back_from_spike(
                 p[n], q[n], i_spike[k], until[n], t, t + neurons[n, REFRACTORY], neurons[n], grad_neurons[n]
             )
             by_spike = by_time[k] + by_release[n] + moved
-            p[n], by_release[n] = -by_spike / out_slope[k], 0.0  # eq. (9)
-            grad_neurons[n, V_TH] += by_spike / out_slope[k]
+            p[n], by_release[n] = -by_spike / tape.slope[k], 0.0  # eq. (9)
+            grad_neurons[n, V_TH] += by_spike / tape.slope[k]
             until[n] = t
             k -= 1
         for n in range(width):
@@ -327,7 +329,7 @@ def adjoint_sample(
         event = source[stretch - 1]
         if event == ORIGIN:
             continue
-        row = weight_t[index[event]] if event >= 0 else recurrent_t[out_neuron[-1 - event]]
+        row = weight_t[index[event]] if event >= 0 else recurrent_t[tape.neuron[-1 - event]]
         total = 0.0
         for n in range(width):
             total += arrival_time_gradient(p[n], q[n], row[n], neurons[n, TAU_MEM], neurons[n, TAU_SYN])
@@ -336,20 +338,18 @@ def adjoint_sample(
             grad_weight[index[event]] += q
         else:
             by_time[-1 - event] += total
-            grad_recurrent[out_neuron[-1 - event]] += q
+            grad_recurrent[tape.neuron[-1 - event]] += q
     grad_parameters[:, :BIAS] += grad_unbiased[:, :BIAS]
 
 
 @jit(parallel=True)
-def adjoint_batch(
-    time, index, weight_t, recurrent_t, delay, neurons, out_time, out_neuron, out_slope, out_after, grad, t_end,
-    grad_time, grad_weight, grad_recurrent, grad_neurons,
-):  # fmt: skip
-    """The shares of the chunks of samples are the rows of ``grad_weight`` and of those after it."""
-    batch, chunks = len(time), len(grad_weight)
+def adjoint_batch(arrivals, layer, tape, grad, t_end, gradients):
+    """The shares of the chunks of samples are the rows of the ``gradients``, but for the times."""
+    batch, chunks = len(arrivals.time), len(gradients.weight_t)
     for chunk in numba.prange(chunks):
-        for b in range(chunk * batch // chunks, (chunk + 1) * batch // chunks):
+        first, stop = part_of(chunk, chunks, batch)
+        for b in range(first, stop):
             adjoint_sample(
-                time[b], index[b], weight_t, recurrent_t, delay, neurons, out_time[b], out_neuron[b], out_slope[b],
-                out_after[b], grad[b], t_end, grad_time[b], grad_weight[chunk], grad_recurrent[chunk], grad_neurons[chunk],
+                arrivals.time[b], arrivals.source[b], layer, row_of(tape, b, 0), grad[b], t_end,
+                gradients.time[b], gradients.weight_t[chunk], gradients.recurrent_t[chunk], gradients.neurons[chunk],
             )  # fmt: skip

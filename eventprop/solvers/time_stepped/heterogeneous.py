@@ -16,13 +16,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from eventprop.core.autograd import differentiable_decay, elementwise_decay
-from eventprop.core.neuron import arrival_offset, flow, peak_time, rewind, slope
+from eventprop.core.autograd import differentiable_decay
+from eventprop.core.neuron import arrival_offset, crossing_slope, flow, least_after_crossing, rewind
 from eventprop.core.spikes import step_of
 
-from ..event_driven.reference import sorted_tape
-from ..tape import Tape, check_finite, check_spike_count
-from .reference import AFTER, BEFORE, BETWEEN, EDGE, KINDS, ROUNDING, with_kinds
+from ..crossing_reference import next_crossing
+from ..emission_reference import Emission
+from ..tape import Tape, check_finite
+from .reference import AFTER, BEFORE, BETWEEN, EDGE, KINDS, with_kinds
 
 
 def forward(
@@ -38,17 +39,14 @@ def forward(
     psp, psc = _effects(time.double(), index, weight.double(), tau_mem, tau_syn, steps, dt)
     comes = (psc != 0.0).flatten(1).any(1).tolist()
     a, s, phi = differentiable_decay(tau_mem.new_tensor(dt), tau_mem, tau_syn)
-    # of V at the end of a step with a crossing, as in ``kernels``; a U that has reached a threshold below 0 stays above it
-    least = torch.where(threshold > 0.0, ROUNDING * (a + phi) * threshold, threshold)
+    # a U that has reached a threshold below 0 stays above it
+    least = torch.where(threshold > 0.0, least_after_crossing(a, phi, threshold), threshold)
     longest = torch.minimum(tau_mem, tau_syn).clamp(max=dt)
     i = torch.zeros_like(psp[0])
     u = i - bias
     release = torch.full_like(u, -math.inf)
-    # (sample, neuron and kind, time, slope, step) of each batch of spikes; the first, of no spikes, ties silence to the inputs
-    no_time = torch.cat([x.flatten()[:0] for x in (time, weight, neurons)]).to(time)
-    no_index = torch.empty(0, dtype=torch.int64, device=time.device)
-    emitted: list[tuple[Tensor, ...]] = [(no_index, no_index, no_time, no_time.detach(), no_index)]
-    total = torch.zeros(len(u), dtype=torch.int64, device=u.device)
+    # with the kind in the number of the neuron, and ``after`` the step
+    emitted = Emission(len(u), torch.cat([x.flatten()[:0] for x in (time, weight, neurons)]).to(time))
     for step in range(steps):
         end = (step + 1) * dt
         u_begin, i_begin = u, i
@@ -68,37 +66,38 @@ def forward(
             parts = [(dt - y, y, zero, zero, before), (y, zero, u_jump, i_jump, last)]
         for length, rest, u_arriving, i_arriving, kind in parts:
             u_n, i_n = u_n + u_arriving, i_n + i_arriving
-            left = torch.minimum(length, end - rest - released).clamp(min=0.0)  # without what is held at rest
-            u_n = torch.where(left < length, -bias[n], u_n)
-            i_n = i_n * torch.exp(-(length - left) / tau[1])
+            left = torch.minimum(length, end - rest - released).clamp(min=0.0)
+            u_n, i_n = _after_hold(u_n, i_n, length - left, bias[n], tau[1])
             while True:
                 with torch.no_grad():
-                    after, fired = _next_crossing(u_n, i_n, left, threshold[n], *tau)
+                    after, fired = next_crossing(u_n, i_n, left, *tau, threshold[n])
                 if not fired.any():
                     break
                 k = fired.nonzero().squeeze(1)
                 after, m, tau_k = after[k], n[k], (tau[0][k], tau[1][k])
                 u_k, i_k = flow(u_n[k], i_n[k], *differentiable_decay(after, *tau_k))
-                # a crossing whose slope is lost to rounding still has a finite gradient
-                rise = slope(i_k, threshold[m], tau_k[0]).detach().clamp(min=1e-16 * (v_th / tau_mem).detach()[m])
+                rise = crossing_slope(i_k, v_th[m], tau_k[0], bias[m]).detach()
                 # 0 up to rounding; its gradient is that of the crossing, by implicit differentiation
                 miss = u_k - threshold[m]
                 after = after - (miss - miss.detach()) / effective_slope(rise)
                 to_end = (left[k] - after).clamp(min=0.0)
                 spike_time = end - (to_end + rest[k])
                 code, spike_step = KINDS * m + kind[k], torch.full_like(m, step)
-                emitted.append((sample[k], code, spike_time.to(time), rise.to(time), spike_step))
-                total += torch.bincount(sample[k], minlength=len(total))
-                check_spike_count(int(total.max()))
+                emitted.add(sample[k], code, spike_time.to(time), rise.to(time), spike_step)
                 released = released.index_put((k,), spike_time + refractory[m])
                 following = (to_end - refractory[m]).clamp(min=0.0)
-                u_n = u_n.index_put((k,), -bias[m])  # eq. (3)
-                i_n = i_n.index_put((k,), i_n[k] * torch.exp(-(after + to_end - following) / tau_k[1]))
+                u_k, i_k = _after_hold(-bias[m], i_n[k], after + to_end - following, bias[m], tau_k[1])  # eq. (3)
+                u_n, i_n = u_n.index_put((k,), u_k), i_n.index_put((k,), i_k)
                 left = left.index_put((k,), following)
             u_n, i_n = flow(u_n, i_n, *differentiable_decay(left, *tau))
         u = u.index_put(at, u_n)
         release = release.index_put(at, released)
-    return with_kinds(sorted_tape(emitted, time.new_empty((len(u), 0))))
+    return with_kinds(emitted.tape())
+
+
+def _after_hold(u: Tensor, i: Tensor, length: Tensor, bias: Tensor, tau_syn: Tensor) -> tuple[Tensor, Tensor]:
+    """U and I after V was held at 0 for a time ``length`` >= 0."""
+    return torch.where(length > 0.0, -bias, u), i * torch.exp(-length / tau_syn)
 
 
 def _as_one(
@@ -135,33 +134,3 @@ def _effects(
     where = (step, sample, row)
     psp, psc = (silence.index_put(where, through * effect, accumulate=True) for effect in (phi, s))
     return psp, psc
-
-
-def _next_crossing(
-    u: Tensor, i: Tensor, left: Tensor, threshold: Tensor, tau_mem: Tensor, tau_syn: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The first dt in [0, left] with U(dt) = ``threshold`` while rising, and where there is one. U has at most one extremum."""
-    u_end, i_end = flow(u, i, *elementwise_decay(left, tau_mem, tau_syn))
-    below = (u < threshold) & (left > 0.0)
-    peaks = below & (u_end < threshold) & (i > u) & (i > 0.0) & (i_end < u_end)
-    peak = peak_time(torch.where(peaks, u, 0.0), torch.where(peaks, i, 1.0), tau_mem, tau_syn)
-    peaks &= i * torch.exp(-peak / tau_syn) >= threshold  # U = I at the peak
-    crossing = peaks | (below & (u_end >= threshold))
-    on_threshold = (u >= threshold) & (i > u)  # only by rounding
-
-    # bisection-guarded Newton, from the left
-    low, high = torch.zeros_like(u), torch.where(peaks, peak, left)
-    dt = low
-    for _ in range(100):
-        u_now, i_now = flow(u, i, *elementwise_decay(dt, tau_mem, tau_syn))
-        under = u_now < threshold
-        low, high = torch.where(under, dt, low), torch.where(under, high, dt)
-        rise = slope(i_now, u_now, tau_mem)
-        following = dt + (threshold - u_now) / torch.where(rise > 0.0, rise, math.inf)
-        outside = (following < low) | (following > high) | (rise <= 0.0)
-        following = torch.where(outside, 0.5 * (low + high), following)
-        moved = crossing & ((following - dt).abs() > 1e-14 * left)  # V is right to far less than 1e-12
-        dt = following
-        if not moved.any():
-            break
-    return torch.where(on_threshold, 0.0, dt), crossing | on_threshold

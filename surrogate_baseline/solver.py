@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from eventprop import LIF, GridSpikes, Spikes, TimeStepped
 from eventprop.core.autograd import FirstOrder
-from eventprop.core.neuron import adjoint_flow, decay, flow, integrated_psp
+from eventprop.core.neuron import adjoint_flow, decay, flow, integrated_psp, remaining_reset
 from eventprop.core.observe import observe
 from eventprop.core.spikes import whole_steps
 from eventprop.solvers.problem import Problem
@@ -262,7 +262,7 @@ def _potential(drive: Tensor, steps: Tensor, tape: Tape, grid: Grid) -> tuple[Te
     """Potential before reset at the end of each step, and by how much the spikes of the step lower it; both [T, B, N]."""
     y = (tape.after + 1).double() * grid.dt - tape.time
     shape = drive.new_empty((grid.steps, *drive.shape[2:]))
-    fall = _per_step(shape, tape.neuron, tape.after, grid.neuron.v_th * torch.exp(-y / grid.neuron.tau_mem))
+    fall = _per_step(shape, tape.neuron, tape.after, remaining_reset(y, grid.neuron.v_th, grid.neuron.tau_mem))
     received = dict(zip(steps.tolist(), drive.unbind(1), strict=True))
     h = torch.empty_like(fall)
     v = i = torch.zeros_like(fall[:1].sum(0))

@@ -17,7 +17,7 @@ from eventprop.core.neuron import LIF, adjoint_flow, arrival_time_gradient, deca
 from ...arguments import Arrivals, Constants
 from ...chunks import backward_tasks, part_of, weight_gradient
 from ...compilation.exponential import exp
-from ...compilation.jit import arrays, jit, threads
+from ...compilation.jit import arrays, inlined, jit, threads
 from ...emission import Columns, row_of
 from ...tape import Tape
 from .common import input_major
@@ -80,7 +80,7 @@ def decays(time, tape, spikes, coefficients, tau_mem, tau_syn, t_end):
         spike[3, k] = exp(-until[k] / tau_mem)
 
 
-@jit
+@inlined  # compiled apart, it would be other code, of other rounding, in the process that compiles than in those after it
 def adjoint_sample(
     time, index, weight_t, tape, grad, block, constants, v_reset, t_end, grad_weight, grad_time, coefficients
 ):  # fmt: skip

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hydra
 import torch
@@ -52,9 +53,22 @@ def keep_freed_memory() -> None:
 def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) -> None:
     """Train what ``config`` says in the run directory that Hydra has made, and report the test accuracy."""
     keep_freed_memory()
-    # Adam's moments of inputs that rarely spike decay into subnormal numbers, which processors handle slowly; threads take
-    # this over from the one that starts them
+    with subnormal_numbers_as_zero():
+        _run(config, parse, method)
+
+
+@contextlib.contextmanager
+def subnormal_numbers_as_zero() -> Iterator[None]:
+    """Adam's moments of inputs that rarely spike decay into subnormal numbers, which processors handle slowly. Threads take
+    this over from the one that starts them, and keep it."""
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) -> None:
     output, sweep = HydraConfig.get().runtime.output_dir, HydraConfig.get().mode == RunMode.MULTIRUN
     directory = None
     try:

@@ -115,7 +115,7 @@ def test_gradients_are_exact_for_spikes_of_every_kind(backend, dt):
     layer = SpikingLinear(12, 4, solver=solver, dtype=torch.float64)
     layer.weight.data.normal_(3.0, 8.0)
     times = (30 * torch.rand(2, 12, 2, dtype=torch.float64)).requires_grad_()
-    steps, drive = solver._drive_through(layer.weight.detach(), Spikes.from_times(times.detach()), layer.neuron)
+    steps, drive = solver.rule.drive(Spikes.from_times(times.detach()), layer.weight.detach(), layer.neuron, solver)
     after = operators.grid_spikes(drive, steps, *solver._constants(layer.neuron, drive))[3]
     assert torch.bincount(after[after >= 0] % KINDS, minlength=KINDS).min() > 3
     assert_exact(lambda times, *_: smooth(layer(Spikes.from_times(times))), [times, layer.weight])

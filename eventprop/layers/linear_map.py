@@ -32,7 +32,7 @@ class SpikingLayer(_Solved, SpikingModule):
         ValueError: if ``synapses`` has a bias or is not linear. Modules of torch are known; those of others are tried on
             one sample whenever they are used.
 
-    >>> from eventprop import TimeStepped
+    >>> from eventprop import Spikes, TimeStepped
     >>> synapses = nn.Sequential(nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 4, 5, stride=2, bias=False))
     >>> layer = SpikingLayer(synapses, solver=TimeStepped(t_end=40.0, dt=1.0))
     >>> layer(Spikes.from_times(20 * torch.rand(8, 784))).shape

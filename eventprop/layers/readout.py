@@ -33,7 +33,7 @@ class LeakyReadout(_Synapses):
         learn_tau: learn the two time constants, one pair for the layer; they stay positive, since the parameters
             ``log_tau_mem`` and ``log_tau_syn`` are their logarithms.
 
-    >>> from eventprop import EventDriven
+    >>> from eventprop import EventDriven, Spikes
     >>> readout = LeakyReadout(2, 3, solver=EventDriven(40.0), reduce="samples", times=[10.0, 20.0])
     >>> readout(Spikes.from_times(torch.tensor([[1.0, 2.0]]))).shape
     torch.Size([1, 2, 3])

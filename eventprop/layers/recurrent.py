@@ -27,7 +27,8 @@ class SpikingRecurrent(SpikingLinear):
         weight: [N, M] Parameter.
         recurrent_weight: [N, N] Parameter; its row is the receiving neuron.
 
-    >>> from eventprop import EventDriven
+    >>> import torch
+    >>> from eventprop import Spikes, EventDriven
     >>> layer = SpikingRecurrent(2, 3, solver=EventDriven(t_end=40.0), delay=1.0)
     >>> layer(Spikes.from_times(torch.tensor([[1.0, 2.0]]))).num_neurons
     3

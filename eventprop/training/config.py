@@ -31,6 +31,7 @@ from eventprop.data import load_delayed_match, load_fashion_mnist, load_mnist, l
 from eventprop.encoders import binary_latency_encode, latency_encode, sequence_encode
 from eventprop.losses import FirstSpike, MaxVoltage, MeanVoltage, SpikeCount, WeightedVoltage
 from eventprop.solvers.event_driven import EventDriven
+from eventprop.solvers.support import UnsupportedError
 from eventprop.solvers.time_stepped import BackwardRule, TimeStepped
 
 from .networks import convolutional, fully_connected, recurrent
@@ -238,7 +239,7 @@ def mistakes_in(group: str = "") -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        if type(error) not in (ValueError, TypeError):  # such as a DataError, which says all
+        if type(error) not in (ValueError, TypeError, UnsupportedError):  # such as a DataError, which says all
             raise
         if not _raised_here(error):
             raise

@@ -35,6 +35,7 @@ class GridSpikes(Spikes):
     Raises:
         TypeError, ValueError: if an argument is not as described; the message names it.
 
+    >>> import torch
     >>> train = GridSpikes.from_spikes(Spikes.from_times(torch.tensor([[0.0, 3.0]])), dt=1.0, t_end=4.0)
     >>> train.channels(LIF(tau_mem=20.0, tau_syn=5.0)).shape
     torch.Size([2, 4, 1, 2])

@@ -25,7 +25,7 @@ from eventprop import (
 )
 from eventprop.core.neuron import decay
 from eventprop.solvers import tape
-from eventprop.solvers.time_stepped import operators
+from eventprop.solvers.time_stepped.functions import spikes_of
 from eventprop.solvers.time_stepped.reference import KINDS
 
 DTS = [2.0, 1.0, 0.5, 0.1]
@@ -116,7 +116,7 @@ def test_gradients_are_exact_for_spikes_of_every_kind(backend, dt):
     layer.weight.data.normal_(3.0, 8.0)
     times = (30 * torch.rand(2, 12, 2, dtype=torch.float64)).requires_grad_()
     steps, drive = solver.rule.drive(Spikes.from_times(times.detach()), layer.weight.detach(), layer.neuron, solver)
-    after = operators.grid_spikes(drive, steps, *solver._constants(layer.neuron, drive))[3]
+    after = spikes_of(drive, steps, layer.neuron, solver).after
     assert torch.bincount(after[after >= 0] % KINDS, minlength=KINDS).min() > 3
     assert_exact(lambda times, *_: smooth(layer(Spikes.from_times(times))), [times, layer.weight])
 

@@ -11,7 +11,8 @@ from scipy.integrate import quad, solve_ivp
 from scipy.optimize import minimize_scalar
 
 from eventprop import LIF
-from eventprop.core.neuron import decay, flow, integrated_psp, peak_time
+from eventprop.core.autograd import elementwise_decay
+from eventprop.core.neuron import decay, decay_by_tau, flow, integrated_psp, peak_time, short_parts, short_phi_by_rates
 
 
 def double(x: float) -> torch.Tensor:
@@ -115,3 +116,19 @@ def test_the_exponentials_of_the_kernels():
     # subnormal results, below 1e-307, are 0
     assert np.allclose(e, [1.0, 1.0, math.exp(-707.9), 0.0, 0.0, 0.0, math.nan], rtol=4.5e-16, atol=0, equal_nan=True)
     assert np.array_equal(m, [0.0, 0.0, -1.0, -1.0, -1.0, -1.0, math.nan], equal_nan=True)
+
+
+def test_short_intervals_by_their_series():
+    """Up to (m + r) dt = 0.4, equal rates among them; digits are lost where nearly equal numbers are subtracted."""
+    generator = torch.Generator().manual_seed(0)
+    m, r = (10.0 ** (-2.0 * torch.rand(1000, generator=generator, dtype=torch.float64)) for _ in range(2))
+    r = torch.where(torch.arange(1000) % 5 == 0, m, r)
+    dt = 0.4 / (m + r) * torch.rand(1000, generator=generator, dtype=torch.float64)
+    a, s, phi = elementwise_decay(dt, 1.0 / m, 1.0 / r)
+    _, phi_mem, _, phi_syn = decay_by_tau(dt, a, s, phi, 1.0 / m, 1.0 / r)
+    c, f = short_parts(dt, m, r)
+    by_m, by_r = short_phi_by_rates(dt, f, m, r)
+    half = 0.5 * (r - m) * dt * f
+    found = c + half, c - half, m * dt * f, -m * m * (dt * f - m * by_m), r * r * m * by_r
+    for value, expected in zip(found, (a, s, phi, phi_mem, phi_syn), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-11, atol=0)

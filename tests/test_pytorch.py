@@ -170,7 +170,7 @@ def test_opcheck(backend):
     on_grid = ops.grid_spikes(drive, steps, *grid)
     individuals = torch.tensor([[20.0, 5.0, 1.0, 0.1, 1.0]] * 5, dtype=torch.float64)
     empty = weight.new_zeros(5, 0)
-    several = ops.recurrent_spikes(*received, weight, empty, individuals, 0.0, 40.0)
+    several = ops.recurrent_spikes(*received, weight, empty, individuals, 0.0, 40.0, True)
     apart = ops.individual_spikes(FLAT.time[:, :, None], FLAT.index, weight, individuals, 40.0, 1.0, "raw", 1e-3)
     window = [1, 3, 2, 2, 2, 1, 1, 0, 0]
     patches = ops.unfold(*received, window, backend)
@@ -183,10 +183,10 @@ def test_opcheck(backend):
         (ops.maximum_by_tau, (*received, weight, torch.tensor([20.0, 5.0]), 40.0, backend)),
         (ops.average, (*received, 6, *neuron)),
         (ops.average_adjoint, (*received, FLAT.time.new_ones(3, 6), *neuron)),
-        (ops.recurrent_spikes, (*received, weight, empty, individuals, 0.0, 40.0)),
+        (ops.recurrent_spikes, (*received, weight, empty, individuals, 0.0, 40.0, True)),
         (
             ops.recurrent_adjoint,
-            (*received, weight, empty, individuals, *several, torch.ones_like(several[0]), 0.0, 40.0),
+            (*received, weight, empty, individuals, *several, torch.ones_like(several[0]), 0.0, 40.0, True),
         ),
         (ops.unfold, (*received, window, backend)),
         (ops.fold, (inside[0], inside[1], inside[2], 2, backend)),

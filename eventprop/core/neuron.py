@@ -31,6 +31,7 @@ import torch
 from .checks import positive
 
 ROUNDING = 1 - 1e-9  # so that no crossing is lost to rounding, whose relative error is near 1e-16
+F2, F3, F4, F5, F6, F7, F8, F9, F10, F11 = (1.0 / math.factorial(k) for k in range(2, 12))
 SERIES = tuple(1.0 / math.factorial(k + 2) for k in range(1, 15))  # 15 h_14/16! < 1e-17 for x, y down to -1/2
 
 
@@ -111,6 +112,34 @@ def decay_by_tau(dt, a, s, phi, tau_mem, tau_syn):
     f_r = torch.where(near, -a * dt * dt * first_moment(z), (dt * s - f) * scale)
     f_m = torch.where(near, -s * dt * dt * first_moment(-z), (f - dt * a) * scale)
     return a * dt * m * m, -m * m * (f + m * f_m), s * dt * r * r, -r * r * m * f_r
+
+
+def short_parts(dt, m, r):
+    """Eq. (5) for an interval much shorter than both time constants, by the rates m = 1/tau_mem and r = 1/tau_syn: (c, f), from
+    which a = c + d f, s = c - d f and phi = m dt f, with d = (r - m) dt/2.
+
+    With k = (m + r) dt/2, c = exp(-k) cosh d and f = exp(-k) sinh(d)/d. For k <= 0.2 the series leave out less than 1e-17, and
+    cost half of the functions that hold for every interval.
+    """
+    k, d = -0.5 * dt * (m + r), 0.5 * dt * (r - m)
+    q = d * d
+    e = F8 + k * (F9 + k * (F10 + k * F11))
+    e = 1.0 + k * (1.0 + k * (F2 + k * (F3 + k * (F4 + k * (F5 + k * (F6 + k * (F7 + k * e)))))))
+    cosh = 1.0 + q * (F2 + q * (F4 + q * (F6 + q * (F8 + q * F10))))
+    return e * cosh, e * (1.0 + q * (F3 + q * (F5 + q * (F7 + q * (F9 + q * F11)))))
+
+
+def short_phi_by_rates(dt, f, m, r):
+    """(g, h) with dphi/dm = dt f - m g and dphi/dr = -m h, where f is that of ``short_parts``.
+
+    g and h are dt^2/2 (f + l) and dt^2/2 (f - l), l = exp(-k) d/dd (sinh(d)/d), by the series of which nothing cancels.
+    """
+    d = 0.5 * dt * (r - m)
+    q = d * d
+    ratio = d * (2.0 * F3 + q * (4.0 * F5 + q * (6.0 * F7 + q * (8.0 * F9 + q * (10.0 * F11)))))
+    e = f / (1.0 + q * (F3 + q * (F5 + q * (F7 + q * (F9 + q * F11)))))
+    half = 0.5 * dt * dt
+    return half * (f + e * ratio), half * (f - e * ratio)
 
 
 def first_moment(z):

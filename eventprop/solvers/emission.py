@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import torch
+from torch import Tensor
 
 from .chunks import part_of
 from .compilation.jit import inlined, jit, threads
@@ -27,13 +28,15 @@ class Columns(NamedTuple):
 
 
 def recorded(
-    simulate: Callable[[Columns], tuple[np.ndarray, np.ndarray]], batch: int, neurons: int, dtype: np.dtype, tasks: int
-) -> Tape:
+    simulate: Callable[[Columns, np.ndarray], tuple[np.ndarray, np.ndarray]], batch: int, neurons: int, dtype: np.dtype,
+    tasks: int, numbers: int = 0,
+) -> tuple[Tape, Tensor]:  # fmt: skip
     """Run ``simulate`` with columns to write to, with larger ones if the spikes do not fit, and pack what it has written.
 
     ``simulate`` returns for each sample how many spikes it has, and whether its potentials stayed finite. The samples of a
     task write to one row of the columns, one behind the other. What does not fit is not written; a ``simulate`` that cannot go
-    on without it stops, having counted it.
+    on without it stops, having counted it. It also gets room for ``numbers`` to be kept of each spike, [B, S, numbers], which
+    is for kernels with a task for each sample.
     """
     room = (
         64 + (3 + -(-batch // max(tasks, 1))) * neurons
@@ -42,7 +45,8 @@ def recorded(
     with threads():
         while True:
             out = _columns(tasks, room, dtype)
-            counts, finite = simulate(out)
+            kept = np.zeros((tasks, room, numbers), dtype)
+            counts, finite = simulate(out, kept)
             check_finite(bool(finite.all()))
             largest = int(counts.max(initial=0))
             check_spike_count(largest)
@@ -52,7 +56,7 @@ def recorded(
             room = max(needed, min(2 * room, MAX_SPIKES_PER_SAMPLE))  # doubled, since a sample may have stopped
         packed = _columns(batch, largest, dtype)
         pack(counts, out, packed)
-    return Tape(*map(torch.from_numpy, packed))
+    return Tape(*map(torch.from_numpy, packed)), torch.from_numpy(kept[:, :largest].copy())
 
 
 def _columns(rows: int, spikes: int, dtype: np.dtype) -> Columns:

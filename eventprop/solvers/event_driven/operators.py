@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,28 +93,43 @@ def average_adjoint(
     return _backend(backend).average_adjoint(time, index, grad, LIF(*neuron), t_end)
 
 
-@operator(lambda time, *_: rows(time, some()), *TAPE_PADDING)
+def _recurrent(
+    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor, delay: float, t_end: float, learns: bool
+) -> tuple[Tensor, ...]:  # fmt: skip
+    tape = rows(time, some())
+    return *tape, time.new_empty((*tape[0].shape, some()))
+
+
+@operator(_recurrent, *TAPE_PADDING, 0.0)
 def recurrent_spikes(
-    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor, delay: float, t_end: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The ``Tape`` of ``neurons`` [N, 5] of all kinds, which also receive their own spikes through ``recurrent`` [N, N]."""
+    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor, delay: float, t_end: float, learns: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The ``Tape`` of ``neurons`` [N, 5] of all kinds, which also receive their own spikes through ``recurrent`` [N, N];
+    and what is kept of each spike, for the gradients of time constants if it ``learns`` these, and for the holds of V."""
     from .kernels import heterogeneous
 
-    return heterogeneous.forward(time, index, weight.t(), recurrent.t(), delay, neurons, t_end)
+    tape, kept = heterogeneous.forward(time, index, weight, recurrent, delay, neurons, t_end, learns)
+    return *tape, kept
 
 
-@operator(lambda time, index, *parameters: tuple(torch.empty_like(x) for x in (time, *parameters[:3])))
+def _of_recurrent(time: Tensor, index: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return time.new_empty(time.shape if rest[-1] else 0), *(torch.empty_like(x) for x in rest[:3])
+
+
+@operator(_of_recurrent)
 def recurrent_adjoint(
     time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor,
-    at: Tensor, neuron: Tensor, slope: Tensor, after: Tensor, grad: Tensor, delay: float, t_end: float,
+    at: Tensor, neuron: Tensor, slope: Tensor, after: Tensor, kept: Tensor, grad: Tensor, delay: float, t_end: float,
+    need_time: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dL/d(time, weight, recurrent, neurons) from ``grad`` [B, S] = dL/dat."""
+    """dL/d(time, weight, recurrent, neurons) from ``grad`` [B, S] = dL/dat; the first is empty where not needed."""
     from .kernels import heterogeneous
 
-    by_time, by_weight_t, by_recurrent_t, by_neurons = heterogeneous.adjoint(
-        time, index, weight.t(), recurrent.t(), delay, neurons, Tape(at, neuron, slope, after), grad, t_end
+    tape = Tape(at, neuron, slope, after)
+    by_time, by_weight, by_recurrent, by_neurons = heterogeneous.adjoint(
+        time, index, weight, recurrent, delay, neurons, tape, kept, grad, t_end, need_time
     )
-    return by_time, by_weight_t.t().contiguous(), by_recurrent_t.t().contiguous(), by_neurons
+    return by_time if need_time else time.new_empty(0), by_weight, by_recurrent, by_neurons
 
 
 def _unfolded(time: Tensor, index: Tensor, window: Sequence[int], *_) -> tuple[Tensor, ...]:

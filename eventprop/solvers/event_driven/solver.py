@@ -15,6 +15,7 @@ from eventprop.core.learnable import LearnableLIF, parameters_of
 from eventprop.core.neuron import LIF
 from eventprop.core.observe import observe
 from eventprop.core.spikes import Spikes
+from eventprop.core.tensorlike import traced
 
 from .. import readouts
 from ..problem import Convolution, Dense, Problem
@@ -79,9 +80,16 @@ class EventDriven(Solver):
         else:
             back, delay = (weight.new_zeros(len(weight), 0), 0.0) if recurrence is None else recurrence
             neurons = parameters_of(neuron, weight)
-            tape = Tape(*_RecurrentSpikeTimes.of(*received, back, neurons, delay, *specialized(self)))
+            tape = self._heterogeneous(*received, back, neurons, delay)
         observe(tape.neuron, tape.after)
         return Spikes._trusted(tape.time, tape.neuron, (len(weight),), tape.slope)
+
+    def _heterogeneous(self, *layer) -> Tape:
+        """The spikes of neurons of all kinds; ``layer`` as for ``operators.recurrent_spikes``."""
+        neurons = layer[4]
+        learns = neurons.requires_grad or traced(neurons)  # gradients of the neurons may be asked for
+        *tape, _ = _RecurrentSpikeTimes.of(*layer, learns, *specialized(self))
+        return Tape(*tape)
 
     def _delayed(self, problem: Problem, arrivals: Spikes, weight: Tensor, delay: Tensor) -> Spikes:
         """The spikes of a layer each of whose neurons receives the arrivals at times of its own."""
@@ -93,7 +101,7 @@ class EventDriven(Solver):
             for n in range(neurons):
                 train = arrivals.reordered(time[:, :, n], source)
                 received = train.time, train.index.long(), train.scaled(weight[n, None])
-                tapes.append(Tape(*_RecurrentSpikeTimes.of(*received, none, table[n, None], 0.0, *specialized(self))))
+                tapes.append(self._heterogeneous(*received, none, table[n, None], 0.0))
                 observe(tapes[-1].neuron, tapes[-1].after)
             times, indices, slopes, _ = zip(*tapes, strict=True)
         else:  # every neuron as a sample of its own
@@ -183,19 +191,14 @@ class _SpikeTimes(FirstOrder):
 class _RecurrentSpikeTimes(FirstOrder):
     @staticmethod
     def forward(
-        time: Tensor,
-        index: Tensor,
-        weight: Tensor,
-        recurrent: Tensor,
-        neurons: Tensor,
-        delay: float,
+        time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor, delay: float, learns: bool,
         solver: EventDriven,
-    ) -> tuple[Tensor, ...]:
-        return operators.recurrent_spikes(time, index, weight, recurrent, neurons, delay, solver.t_end)
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        return operators.recurrent_spikes(time, index, weight, recurrent, neurons, delay, solver.t_end, learns)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        *tensors, ctx.delay, ctx.solver = inputs
+        *tensors, ctx.delay, _, ctx.solver = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output)
@@ -203,14 +206,24 @@ class _RecurrentSpikeTimes(FirstOrder):
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return (None,) * 7
-        time, index, weight, recurrent, neurons, *columns = ctx.saved_tensors
+            return (None,) * 8
+        time, index, weight, recurrent, neurons, *columns, kept = ctx.saved_tensors
         tape = Tape(*columns)
         tape = tape._replace(slope=ctx.solver.effective_slope(tape.slope))
         by_time, by_weight, by_recurrent, by_neurons = operators.recurrent_adjoint(
-            time, index, weight, recurrent, neurons, *tape, grad, ctx.delay, ctx.solver.t_end
+            time,
+            index,
+            weight,
+            recurrent,
+            neurons,
+            *tape,
+            kept,
+            grad,
+            ctx.delay,
+            ctx.solver.t_end,
+            ctx.needs_input_grad[0],
         )
-        return by_time, None, by_weight, by_recurrent, by_neurons, None, None
+        return by_time if ctx.needs_input_grad[0] else None, None, by_weight, by_recurrent, by_neurons, None, None, None
 
 
 class _MaximumVoltage(FirstOrder):

@@ -117,8 +117,8 @@ def forward(drive: Tensor, steps: Tensor, grid: Grid) -> Tape:
     batch, neurons = drive.shape[2:]
     (received,), place, constants = arrays(drive), _places(steps.numpy(), grid), Constants.of(grid)
     return recorded(
-        lambda out: simulate_batch(received, place, out, constants), batch, neurons, received.dtype, tasks=batch
-    )
+        lambda out, _: simulate_batch(received, place, out, constants), batch, neurons, received.dtype, tasks=batch
+    )[0]
 
 
 def adjoint(steps: Tensor, tape: Tape, grad: Tensor, neurons: int, grid: Grid) -> Tensor:

@@ -34,12 +34,12 @@ def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
     arrivals, (weights,), constants = Arrivals(*arrays(time, index)), arrays(weight_t), Constants.of(neuron)
     batch, neurons = len(time), weight_t.shape[1]
     return recorded(
-        lambda out: simulate_batch(arrivals, weights, out, constants, t_end),
+        lambda out, _: simulate_batch(arrivals, weights, out, constants, t_end),
         batch,
         neurons,
         weights.dtype,
         min(batch, TASKS),
-    )
+    )[0]
 
 
 @jit

@@ -34,7 +34,7 @@ from eventprop.core.neuron import (
     short_phi_by_rates,
     slope,
     spike_jump,
-)  # fmt: skip
+)
 
 from ...arguments import Arrivals
 from ...chunks import backward_tasks, part_of, weight_gradient
@@ -98,15 +98,8 @@ class Gradients(NamedTuple):
 
 
 def forward(
-    time: Tensor,
-    index: Tensor,
-    weight: Tensor,
-    recurrent: Tensor,
-    delay: float,
-    neurons: Tensor,
-    t_end: float,
-    learns: bool,
-) -> tuple[Tape, Tensor]:
+    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, delay: float, neurons: Tensor, t_end: float, learns: bool
+) -> tuple[Tape, Tensor]:  # fmt: skip
     """Emitted spikes of a layer that receives the spikes ``time``, ``index`` [B, K] through ``weight`` [N, M] and its own
     spikes, ``delay`` ms later, through ``recurrent`` [N, N], or [N, 0] if it is not recurrent; ``neurons`` [N, 5]. And what is
     kept of each spike, [B, S, 3], or [B, S, 0] if there is nothing to keep."""
@@ -281,13 +274,8 @@ def hold_one(one, length, bias, tau_syn):
 
 @inlined
 def put(state, n, one):
-    state.u[n], state.i[n], state.u_mem[n], state.u_syn[n], state.i_syn[n] = (
-        one.u,
-        one.i,
-        one.u_mem,
-        one.u_syn,
-        one.i_syn,
-    )
+    state.u[n], state.i[n] = one.u, one.i
+    state.u_mem[n], state.u_syn[n], state.i_syn[n] = one.u_mem, one.u_syn, one.i_syn
 
 
 @jit
@@ -321,10 +309,8 @@ def simulate(time, index, layer, out, kept, t_end):
     held, release, last = np.empty(width, np.int64), np.full(width, -np.inf), np.full(width, -1)  # neurons in a hold
     holds = 0
     keeps = kept.shape[1] > 0
-    fresh, place = (
-        np.empty((64, 3)),
-        np.empty(width, np.int64),
-    )  # what to keep of the spikes of a stretch, not yet sorted
+    # what to keep of the spikes of a stretch, not yet sorted, and where those of a neuron begin
+    fresh, place = np.empty((64, 3)), np.empty(width, np.int64)
     time = time[: arrivals_before(time, t_end)]
     now = min(0.0, np.float64(time[0])) if len(time) else 0.0
     begun = False
@@ -405,11 +391,8 @@ def simulate(time, index, layer, out, kept, t_end):
                 t = min(real(now + at), real(until))
                 record(out, spikes, t, n, crossing_slope(one.i, v_th[n], tau_mem[n], current[n]), events - 1)
                 if keeps:
-                    fresh[spikes - begin_spikes, BY_TAU_MEM], fresh[spikes - begin_spikes, BY_TAU_SYN] = (
-                        one.u_mem,
-                        one.u_syn,
-                    )
-                    fresh[spikes - begin_spikes, RELEASE] = 0.0
+                    numbers = fresh[spikes - begin_spikes]
+                    numbers[BY_TAU_MEM], numbers[BY_TAU_SYN], numbers[RELEASE] = one.u_mem, one.u_syn, 0.0
                 spikes += 1
                 one = One(-current[n], one.i, one.u_mem, one.u_syn, one.i_syn)  # eq. (3)
                 if refractory[n] > 0.0:

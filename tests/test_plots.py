@@ -11,7 +11,16 @@ import torch
 from conftest import random_spikes
 from matplotlib import pyplot as plt
 
-from eventprop import LIF, EventDriven, Spikes, SpikingLinear, adjoint_trace, check_gradients, potential_trace
+from eventprop import (
+    LIF,
+    EventDriven,
+    Spikes,
+    SpikingLinear,
+    SpikingRecurrent,
+    adjoint_trace,
+    check_gradients,
+    potential_trace,
+)
 from eventprop.tools import plots
 
 matplotlib.use("Agg")
@@ -70,6 +79,9 @@ def test_traces_name_what_they_cannot_take(problem):
         adjoint_trace(layer, arrivals, arrivals.time, torch.zeros(1))
     with pytest.raises(TypeError, match="layer must be a SpikingLinear of LIF neurons, got Identity"):
         potential_trace(torch.nn.Identity(), arrivals, emitted, torch.zeros(1))
+    feedback = SpikingRecurrent(layer.in_features, layer.out_features, solver=layer.solver)
+    with pytest.raises(TypeError, match="layer must be a SpikingLinear of LIF neurons, got SpikingRecurrent"):
+        potential_trace(feedback, arrivals, emitted, torch.zeros(1))
 
 
 def test_neuron_and_adjoint_show_their_curves(problem):

@@ -57,13 +57,12 @@ def plot_neuron(
 ) -> Axes:
     """Membrane potential, current and threshold of one neuron, as the exact curves, and its spikes."""
     ax = _axes(ax)
-    if not isinstance(layer.neuron, LIF):
-        raise TypeError(f"layer must be a SpikingLinear of LIF neurons, got {layer}")
-    v_th = layer.neuron.v_th
     with torch.no_grad():
         emitted = layer(arrivals)
     times = _dense(layer.solver.t_end, arrivals, emitted, sample)
     v, i = (trace[:, neuron] for trace in potential_trace(layer, arrivals, emitted, times, sample))
+    assert isinstance(layer.neuron, LIF)  # others have no trace
+    v_th = layer.neuron.v_th
     ax.plot(times, i, color=ORANGE, linewidth=1, label="current I")
     ax.plot(times, v, color=BLUE, label="potential V")
     ax.axhline(v_th, color="0.4", linestyle="--", linewidth=1, label="threshold")

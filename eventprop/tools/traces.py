@@ -11,6 +11,7 @@ from torch import Tensor
 from eventprop.core.neuron import LIF, decay, remaining_reset, spike_jump
 from eventprop.core.spikes import Spikes
 from eventprop.layers.linear import SpikingLinear
+from eventprop.solvers.support import Kind
 
 
 def potential_trace(
@@ -66,8 +67,9 @@ def adjoint_trace(
 
 
 def _neuron(layer: SpikingLinear) -> LIF:
-    if not isinstance(layer, SpikingLinear) or not isinstance(layer.neuron, LIF):
+    if not isinstance(layer, SpikingLinear) or layer.problem.kind() != Kind():  # no feedback, no delays
         raise TypeError(f"layer must be a SpikingLinear of LIF neurons, got {layer}")
+    assert isinstance(layer.neuron, LIF)
     return layer.neuron
 
 

@@ -106,9 +106,9 @@ def recurrent_spikes(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The ``Tape`` of ``neurons`` [N, 5] of all kinds, which also receive their own spikes through ``recurrent`` [N, N];
     and what is kept of each spike, for the gradients of time constants if it ``learns`` these, and for the holds of V."""
-    from .kernels import heterogeneous
+    from .kernels import heterogeneous_forward
 
-    tape, kept = heterogeneous.forward(time, index, weight, recurrent, delay, neurons, t_end, learns)
+    tape, kept = heterogeneous_forward.forward(time, index, weight, recurrent, delay, neurons, t_end, learns)
     return *tape, kept
 
 
@@ -123,10 +123,10 @@ def recurrent_adjoint(
     need_time: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dL/d(time, weight, recurrent, neurons) from ``grad`` [B, S] = dL/dat; the first is empty where not needed."""
-    from .kernels import heterogeneous
+    from .kernels import heterogeneous_adjoint
 
     tape = Tape(at, neuron, slope, after)
-    by_time, by_weight, by_recurrent, by_neurons = heterogeneous.adjoint(
+    by_time, by_weight, by_recurrent, by_neurons = heterogeneous_adjoint.adjoint(
         time, index, weight, recurrent, delay, neurons, tape, kept, grad, t_end, need_time
     )
     return by_time if need_time else time.new_empty(0), by_weight, by_recurrent, by_neurons

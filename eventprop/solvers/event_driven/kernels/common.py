@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...chunks import transposed_sum
-from ...compilation.jit import arrays, jit, threads
+from ...compilation.jit import arrays, inlined, jit, threads
 
 TINY = 1e-200  # coefficients of eq. (5) below: their products with potentials may lose digits, and then vanish
 
@@ -35,3 +35,16 @@ def last_together(i, time, index, weight_t, first):
 @jit
 def arrivals_before(time, t_end):
     return np.searchsorted(time, t_end)
+
+
+@inlined
+def list_candidates(flags, candidate):
+    """Write where ``flags`` [N], N a multiple of 8, are set, and return how many are; ``candidate`` has room for one more."""
+    by_eight = flags.view(np.uint64)
+    candidates = 0
+    for eight in range(len(by_eight)):
+        if by_eight[eight] != 0:
+            for n in range(8 * eight, 8 * eight + 8):
+                candidate[candidates] = n
+                candidates += flags[n]
+    return candidates

@@ -23,7 +23,7 @@ from ...compilation.jit import arrays, is_finite, jit
 from ...crossing import NEVER, next_crossing, quick_crossing
 from ...emission import record, recorded, row_of, sort_by_time
 from ...tape import MAX_SPIKES_PER_SAMPLE, Tape
-from .common import TINY, arrivals_before, last_together
+from .common import TINY, arrivals_before, last_together, list_candidates
 
 LANES = 8  # neurons that are searched at once
 TASKS = 64  # most tasks of a forward pass
@@ -64,7 +64,6 @@ def simulate(time, index, weight_t, out, constants, t_end):
     v, i = np.zeros(width), np.zeros(width)
     v_end, i_end = np.empty(width), np.empty(width)
     can_cross = np.zeros(-(-width // 8) * 8, np.bool_)
-    can_cross_by_eight = can_cross.view(np.uint64)
     candidate = np.empty(len(can_cross) + 1, np.int64)
     v_from, i_from, v_to, crossing = np.zeros((4, len(can_cross)))
     time = time[: arrivals_before(time, t_end)]
@@ -79,12 +78,7 @@ def simulate(time, index, weight_t, out, constants, t_end):
         a, s, phi = decay(horizon, tau_mem, tau_syn)
         advance(v, i, row, v_end, i_end, can_cross, a, s, phi, v_th)
         begin = spikes
-        candidates = 0
-        for eight in range(len(can_cross_by_eight)):
-            if can_cross_by_eight[eight] != 0:
-                for n in range(8 * eight, 8 * eight + 8):
-                    candidate[candidates] = n
-                    candidates += can_cross[n]
+        candidates = list_candidates(can_cross, candidate)
         for c in range(candidates):
             n = candidate[c]
             v_from[c], i_from[c], v_to[c] = v[n], i[n] + row[n], v_end[n]

@@ -1,0 +1,400 @@
+"""The forward pass of layers whose neurons have parameters of their own, or receive their own spikes.
+
+A neuron with a constant current b, which begins at time 0, follows the flow of eq. (6) in U = V - b and crosses v_th - b. In
+the refractory period after a spike V is held at 0. A recurrent spike arrives after a delay, and acts as any arrival does: the
+events of a sample are its arrivals and, in a recurrent layer, its own spikes as they arrive.
+
+For the gradients of time constants, the derivatives of V and I by them flow forwards beside V and I, at fixed times of all
+events, and are kept at each spike. What a parameter gives to the loss by moving the spike k is the jump of p there, eq. (9),
+times the derivative of V. So nothing but spikes is remembered.
+
+Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the longest row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from torch import Tensor
+
+from eventprop.core.neuron import crossing_slope, decay, decay_by_tau, flow, least_after_crossing, slope
+
+from ...arguments import Arrivals
+from ...compilation.exponential import exp
+from ...compilation.jit import arrays, inlined, is_finite, jit
+from ...crossing import NEVER, next_crossing
+from ...emission import Columns, record, recorded, row_of, sort_by_time
+from ...tape import MAX_SPIKES_PER_SAMPLE, Tape
+from .common import TINY, arrivals_before, list_candidates
+from .heterogeneous import (
+    BIAS,
+    BY_TAU_MEM,
+    BY_TAU_SYN,
+    REFRACTORY,
+    RELEASE,
+    TAU_MEM,
+    TAU_SYN,
+    V_TH,
+    Layer,
+    empty_coefficients,
+    fill,
+    rates_of,
+)
+
+# Of the longer time constant: no crossing comes later, since U is down to 1e-260 of what it was, and the sign of a smaller
+# one means nothing.
+REACH = 600.0
+
+
+class State(NamedTuple):
+    """U, I, and their derivatives by the time constants; [N] each."""
+
+    u: np.ndarray
+    i: np.ndarray
+    u_mem: np.ndarray
+    u_syn: np.ndarray
+    i_syn: np.ndarray
+
+
+def forward(
+    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, delay: float, neurons: Tensor, t_end: float, learns: bool
+) -> tuple[Tape, Tensor]:  # fmt: skip
+    """Emitted spikes of a layer that receives the spikes ``time``, ``index`` [B, K] through ``weight`` [N, M] and its own
+    spikes, ``delay`` ms later, through ``recurrent`` [N, N], or [N, 0] if it is not recurrent; ``neurons`` [N, 5]. And what is
+    kept of each spike, [B, S, 3], or [B, S, 0] if there is nothing to keep."""
+    arrivals, layer = Arrivals(*arrays(time, index)), Layer.of(weight, recurrent, delay, neurons, learns)
+    keeps = 3 if learns or layer.neurons[REFRACTORY].any() else 0
+    return recorded(
+        lambda out, kept: simulate_batch(arrivals, layer, out, kept, t_end),
+        len(time),
+        len(neurons),
+        arrivals.time.dtype,
+        len(time),
+        keeps,
+    )
+
+
+class Now(NamedTuple):
+    """The current and the threshold of U, [N] each, as they are before or after time 0."""
+
+    current: np.ndarray
+    threshold: np.ndarray
+
+
+class Stretch(NamedTuple):
+    """From one event to the next one."""
+
+    begin: float
+    end: float
+    after: int  # the event at its begin
+
+
+class Holds(NamedTuple):
+    """Which neurons are held at 0."""
+
+    neuron: np.ndarray  # [N] the neurons in its first places
+    release: np.ndarray  # [N] until when; -inf if not at all
+    last: np.ndarray  # [N] the last spike of each neuron
+
+
+class Emitted(NamedTuple):
+    """The row of a sample."""
+
+    out: Columns
+    kept: np.ndarray  # [S, 3] or [S, 0]
+    place: np.ndarray  # [N] where the spikes of a neuron begin that are not yet sorted
+
+
+@jit
+def simulate(time, index, layer, out, kept, t_end):
+    """One sample, as ``forward.simulate``. It stops at a spike that does not fit, which would have acted on the others."""
+    weight_t, recurrent_t, delay, neurons, _, _ = layer
+    width, room, recurrent = neurons.shape[1], min(len(out.time), MAX_SPIKES_PER_SAMPLE), len(recurrent_t) > 0
+    state, end = empty_state(width), empty_state(width)
+    coefficients, rates = empty_coefficients(width, np.float64), rates_of(neurons[TAU_MEM], neurons[TAU_SYN])
+    now_at = Now(np.zeros(width), neurons[V_TH].copy())  # the bias is still to begin
+    no_event = np.zeros(width, weight_t.dtype)
+    can_cross = np.zeros(-(-width // 8) * 8, np.bool_)
+    candidate = np.zeros(len(can_cross) + 1, np.int64)
+    first = np.empty(len(can_cross))  # of each candidate, the time from the begin of the stretch to its first crossing
+    holds = Holds(np.empty(width, np.int64), np.full(width, -np.inf), np.full(width, -1))
+    emitted = Emitted(out, kept, np.empty(width, np.int64))
+    time = time[: arrivals_before(time, t_end)]
+    now = min(0.0, np.float64(time[0])) if len(time) else 0.0
+    begun = False
+    spikes = e = delivered = held = 0
+    while now < t_end:
+        row = no_event
+        while recurrent and delivered < spikes and out.time[delivered] + delay <= now:
+            add(state.i, row)
+            row = recurrent_t[out.neuron[delivered]]
+            delivered += 1
+        while e < len(time) and time[e] <= now:
+            add(state.i, row)
+            row = weight_t[index[e]]
+            e += 1
+        if now >= 0.0 and not begun:
+            begun = True
+            begin_bias(state, now_at, neurons[BIAS])
+        until = np.float64(time[e]) if e < len(time) else t_end
+        if not begun:
+            until = min(until, 0.0)
+        if recurrent and delivered < spikes:
+            until = min(until, np.float64(out.time[delivered]) + delay)
+        advance(state, row, end, can_cross, until - now, layer, coefficients, rates, now_at.threshold)
+        for h in range(held):
+            can_cross[holds.neuron[h]] = holds.release[holds.neuron[h]] < until
+        candidates = list_candidates(can_cross, candidate)
+        horizon = until - now
+        for c in range(candidates):
+            n = candidate[c]
+            one, begin = begin_of(state, n, holds.release[n], now, now_at.current[n], neurons[TAU_SYN, n])
+            first[c] = first_crossing(one, horizon - begin, neurons, n, now_at.threshold[n])
+            if first[c] != NEVER:
+                first[c] += begin
+                if recurrent:
+                    until = min(until, now + first[c] + delay)
+        if until - now < horizon:  # another own spike arrives before
+            advance(state, no_event, end, can_cross, until - now, layer, coefficients, rates, now_at.threshold)
+        stretch = Stretch(now, until, delivered + e - 1)
+        held = end_holds(state, end, stretch, holds, held, kept, now_at, layer)
+        begin_spikes = spikes
+        for c in range(candidates):
+            if first[c] == NEVER or now + first[c] > until:
+                continue
+            if not state.i[candidate[c]] < np.inf:
+                return spikes, False
+            spikes, held = emit(
+                candidate[c], first[c], spikes, begin_spikes, state, end, stretch, holds, held, emitted, now_at, layer
+            )
+            if spikes > room:
+                return spikes, True
+        if begin_spikes < spikes:
+            sort(emitted, begin_spikes, spikes, holds.last)
+        state, end = end, state
+        now = until
+    return spikes, is_finite(state.u) and is_finite(state.i)
+
+
+@jit
+def add(i, row):
+    for n in range(len(i)):
+        i[n] += row[n]
+
+
+@jit
+def begin_bias(state, now_at, bias):
+    for n in range(len(bias)):
+        state.u[n] -= bias[n]
+        now_at.threshold[n] -= bias[n]
+        now_at.current[n] = bias[n]
+
+
+@jit
+def end_holds(state, end, stretch, holds, held, kept, now_at, layer):
+    """What ``advance`` has not got right: the ends of neurons that are held in a stretch. Returns how many still are after."""
+    begin, until, _ = stretch
+    still = 0
+    for h in range(held):
+        n = holds.neuron[h]
+        tau_mem, tau_syn = layer.neurons[TAU_MEM, n], layer.neurons[TAU_SYN, n]
+        one, since = begin_of(state, n, holds.release[n], begin, now_at.current[n], tau_syn)
+        if holds.release[n] >= until:
+            put(end, n, hold_one(one_of(state, n), until - begin, now_at.current[n], tau_syn))
+            holds.neuron[still] = n
+            still += 1
+        else:
+            if kept.shape[1]:
+                kept[holds.last[n], RELEASE] = slope(one.i + now_at.current[n], 0.0, tau_mem)
+            put(end, n, flow_one(one, until - begin - since, tau_mem, tau_syn, layer.learns))
+    return still
+
+
+@jit
+def emit(n, at, spikes, begin_spikes, state, end, stretch, holds, held, emitted, now_at, layer):
+    """Write the spikes of neuron ``n`` in a stretch, the first of which comes the time ``at`` after its begin, and the state at
+    its ``end``. Returns how many spikes and holds there are then; it stops at a spike that does not fit."""
+    (out, kept, place), (now, until, after) = emitted, stretch
+    tau_mem, tau_syn, v_th, _, refractory = layer.neurons[:, n]
+    current, threshold, real = now_at.current[n], now_at.threshold[n], out.time.dtype.type
+    horizon = until - now
+    one, begin = begin_of(state, n, holds.release[n], now, current, tau_syn)
+    dt = at - begin
+    holds.release[n] = -np.inf
+    place[n] = spikes - begin_spikes
+    while dt != NEVER:
+        if spikes == min(len(out.time), MAX_SPIKES_PER_SAMPLE):
+            return spikes + 1, held
+        at = min(at, horizon)
+        one = flow_one(one, dt, tau_mem, tau_syn, layer.learns)
+        record(out, spikes, min(real(now + at), real(until)), n, crossing_slope(one.i, v_th, tau_mem, current), after)
+        if kept.shape[1]:
+            kept[spikes, BY_TAU_MEM], kept[spikes, BY_TAU_SYN], kept[spikes, RELEASE] = one.u_mem, one.u_syn, 0.0
+        spikes += 1
+        one = One(-current, one.i, one.u_mem, one.u_syn, one.i_syn)  # eq. (3)
+        if refractory > 0.0:
+            hold = min(refractory, horizon - at)
+            one = hold_one(one, hold, current, tau_syn)
+            if now + at + refractory >= until:
+                holds.release[n], holds.neuron[held] = now + at + refractory, n
+                put(end, n, one)
+                return spikes, held + 1
+            if kept.shape[1]:
+                kept[spikes - 1, RELEASE] = slope(one.i + current, 0.0, tau_mem)
+            at += hold
+        dt = first_crossing(one, horizon - at, layer.neurons, n, threshold)
+        if dt != NEVER:
+            at += dt
+    put(end, n, flow_one(one, horizon - at, tau_mem, tau_syn, layer.learns))
+    return spikes, held
+
+
+@jit
+def sort(emitted, begin, end, last):
+    """Sort the spikes [begin, end), which lie neuron by neuron, by time, and note the ``last`` one of each neuron."""
+    out, kept, place = emitted
+    sort_by_time(out, begin, end)
+    fresh = kept[begin:end].copy()
+    for k in range(begin, end):
+        n = out.neuron[k]
+        kept[k] = fresh[place[n]]
+        place[n] += 1
+        last[n] = k
+
+
+@jit
+def advance(state, row, end, can_cross, length, layer, coefficients, rates, threshold):
+    """An event at all neurons, their flow over the stretch after it, and which of them can cross the threshold in it."""
+    tau_mem, tau_syn, learns = layer.neurons[TAU_MEM], layer.neurons[TAU_SYN], layer.learns
+    if layer.alike:
+        advance_alike(state, row, end, can_cross, length, tau_mem[0], tau_syn[0], threshold, learns)
+    else:
+        fill(coefficients, length, rates, layer.neurons, learns)
+        advance_different(state, row, end, can_cross, coefficients, threshold, learns)
+
+
+@inlined
+def least_end(a, phi, threshold):
+    """The least U with which a stretch can end after a crossing of the ``threshold``, eq. (15); a U that rises to a threshold
+    below 0 stays above it. After a stretch so long that nothing is left to compare, all may have crossed."""
+    lost = min(a + phi, (a + phi) * threshold) <= TINY
+    return threshold if threshold <= 0.0 else (-np.inf if lost else least_after_crossing(a, phi, threshold))
+
+
+@jit
+def advance_different(state, row, end, can_cross, coefficients, threshold, learns):
+    u, i, u_mem, u_syn, i_syn = state
+    u_end, i_end, u_mem_end, u_syn_end, i_syn_end = end
+    a, s, phi, a_mem, phi_mem, s_syn, phi_syn = coefficients
+    for n in range(len(u)):
+        i[n] += row[n]
+    for n in range(len(u)):
+        u_end[n] = a[n] * u[n] + phi[n] * i[n]
+    for n in range(len(u)):
+        i_end[n] = s[n] * i[n]
+    for n in range(len(u)):
+        can_cross[n] = u_end[n] >= least_end(a[n], phi[n], threshold[n])
+    if learns:
+        for n in range(len(u)):
+            u_mem_end[n] = a[n] * u_mem[n] + a_mem[n] * u[n] + phi_mem[n] * i[n]
+        for n in range(len(u)):
+            u_syn_end[n] = a[n] * u_syn[n] + phi_syn[n] * i[n] + phi[n] * i_syn[n]
+        for n in range(len(u)):
+            i_syn_end[n] = s[n] * i_syn[n] + s_syn[n] * i[n]
+
+
+@jit
+def advance_alike(state, row, end, can_cross, length, tau_mem, tau_syn, threshold, learns):
+    u, i, u_mem, u_syn, i_syn = state
+    u_end, i_end, u_mem_end, u_syn_end, i_syn_end = end
+    a, s, phi = decay(length, tau_mem, tau_syn)
+    for n in range(len(u)):
+        i[n] += row[n]
+    for n in range(len(u)):
+        u_end[n], i_end[n] = flow(u[n], i[n], a, s, phi)
+    for n in range(len(u)):
+        can_cross[n] = u_end[n] >= least_end(a, phi, threshold[n])
+    if learns:
+        a_mem, phi_mem, s_syn, phi_syn = decay_by_tau(length, a, s, phi, tau_mem, tau_syn)
+        for n in range(len(u)):
+            u_mem_end[n] = a * u_mem[n] + a_mem * u[n] + phi_mem * i[n]
+        for n in range(len(u)):
+            u_syn_end[n] = a * u_syn[n] + phi_syn * i[n] + phi * i_syn[n]
+        for n in range(len(u)):
+            i_syn_end[n] = s * i_syn[n] + s_syn * i[n]
+
+
+class One(NamedTuple):
+    """The state of one neuron."""
+
+    u: float
+    i: float
+    u_mem: float
+    u_syn: float
+    i_syn: float
+
+
+@inlined
+def one_of(state, n):
+    return One(state.u[n], state.i[n], state.u_mem[n], state.u_syn[n], state.i_syn[n])
+
+
+@jit
+def flow_one(one, length, tau_mem, tau_syn, learns):
+    """Eq. (6) for one neuron, with its derivatives."""
+    a, s, phi = decay(length, tau_mem, tau_syn)
+    u, i = flow(one.u, one.i, a, s, phi)
+    if not learns:
+        return One(u, i, 0.0, 0.0, 0.0)
+    a_mem, phi_mem, s_syn, phi_syn = decay_by_tau(length, a, s, phi, tau_mem, tau_syn)
+    return One(
+        u, i, a * one.u_mem + a_mem * one.u + phi_mem * one.i,
+        a * one.u_syn + phi_syn * one.i + phi * one.i_syn, s * one.i_syn + s_syn * one.i,
+    )  # fmt: skip
+
+
+@jit
+def hold_one(one, length, bias, tau_syn):
+    """One neuron after V was held at 0 for a time: only I flows, and V does not depend on anything."""
+    s = exp(-length / tau_syn)
+    return One(-bias, s * one.i, 0.0, 0.0, s * one.i_syn + one.i * s * length / (tau_syn * tau_syn))
+
+
+@inlined
+def put(state, n, one):
+    state.u[n], state.i[n] = one.u, one.i
+    state.u_mem[n], state.u_syn[n], state.i_syn[n] = one.u_mem, one.u_syn, one.i_syn
+
+
+@jit
+def empty_state(width):
+    return State(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros(width), np.zeros(width))
+
+
+@inlined
+def begin_of(state, n, release, now, bias, tau_syn):
+    """Neuron ``n`` when it is first free in a stretch that begins ``now``, and how long after its begin that is."""
+    one = one_of(state, n)
+    if release <= now:
+        return one, 0.0
+    return hold_one(one, release - now, bias, tau_syn), release - now
+
+
+@jit
+def first_crossing(one, horizon, neurons, n, threshold):
+    """The time of the first crossing of one neuron, or NEVER."""
+    tau_mem, tau_syn = neurons[TAU_MEM, n], neurons[TAU_SYN, n]
+    horizon = min(horizon, REACH * max(tau_mem, tau_syn))
+    u_end, i_end = flow(one.u, one.i, *decay(horizon, tau_mem, tau_syn))
+    return next_crossing(one.u, one.i, u_end, i_end, horizon, tau_mem, tau_syn, threshold)
+
+
+@jit(parallel=True)
+def simulate_batch(arrivals, layer, out, kept, t_end):
+    batch = len(arrivals.time)
+    counts, finite = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
+    for b in numba.prange(batch):
+        counts[b], finite[b] = simulate(arrivals.time[b], arrivals.source[b], layer, row_of(out, b, 0), kept[b], t_end)
+    return counts, finite

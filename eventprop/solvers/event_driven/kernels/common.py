@@ -38,9 +38,9 @@ def arrivals_before(time, t_end):
 
 
 @inlined
-def list_candidates(flags, candidate):
-    """Write where ``flags`` [N], N a multiple of 8, are set, and return how many are; ``candidate`` has room for one more."""
-    by_eight = flags.view(np.uint64)
+def list_candidates(flags, by_eight, candidate):
+    """Write where ``flags`` are set, which ``by_eight`` are the same memory eight at a time, and return how many are;
+    ``candidate`` has room for one more."""
     candidates = 0
     for eight in range(len(by_eight)):
         if by_eight[eight] != 0:

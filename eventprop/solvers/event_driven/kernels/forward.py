@@ -64,6 +64,7 @@ def simulate(time, index, weight_t, out, constants, t_end):
     v, i = np.zeros(width), np.zeros(width)
     v_end, i_end = np.empty(width), np.empty(width)
     can_cross = np.zeros(-(-width // 8) * 8, np.bool_)
+    can_cross_by_eight = can_cross.view(np.uint64)
     candidate = np.empty(len(can_cross) + 1, np.int64)
     v_from, i_from, v_to, crossing = np.zeros((4, len(can_cross)))
     time = time[: arrivals_before(time, t_end)]
@@ -78,7 +79,7 @@ def simulate(time, index, weight_t, out, constants, t_end):
         a, s, phi = decay(horizon, tau_mem, tau_syn)
         advance(v, i, row, v_end, i_end, can_cross, a, s, phi, v_th)
         begin = spikes
-        candidates = list_candidates(can_cross, candidate)
+        candidates = list_candidates(can_cross, can_cross_by_eight, candidate)
         for c in range(candidates):
             n = candidate[c]
             v_from[c], i_from[c], v_to[c] = v[n], i[n] + row[n], v_end[n]

@@ -117,6 +117,7 @@ def simulate(time, index, layer, out, kept, t_end):
     now_at = Now(np.zeros(width), neurons[V_TH].copy())  # the bias is still to begin
     no_event = np.zeros(width, weight_t.dtype)
     can_cross = np.zeros(-(-width // 8) * 8, np.bool_)
+    can_cross_by_eight = can_cross.view(np.uint64)
     candidate = np.zeros(len(can_cross) + 1, np.int64)
     first = np.empty(len(can_cross))  # of each candidate, the time from the begin of the stretch to its first crossing
     holds = Holds(np.empty(width, np.int64), np.full(width, -np.inf), np.full(width, -1))
@@ -146,7 +147,7 @@ def simulate(time, index, layer, out, kept, t_end):
         advance(state, row, end, can_cross, until - now, layer, coefficients, rates, now_at.threshold)
         for h in range(held):
             can_cross[holds.neuron[h]] = holds.release[holds.neuron[h]] < until
-        candidates = list_candidates(can_cross, candidate)
+        candidates = list_candidates(can_cross, can_cross_by_eight, candidate)
         horizon = until - now
         for c in range(candidates):
             n = candidate[c]
@@ -159,7 +160,8 @@ def simulate(time, index, layer, out, kept, t_end):
         if until - now < horizon:  # another own spike arrives before
             advance(state, no_event, end, can_cross, until - now, layer, coefficients, rates, now_at.threshold)
         stretch = Stretch(now, until, delivered + e - 1)
-        held = end_holds(state, end, stretch, holds, held, kept, now_at, layer)
+        if held > 0:
+            held = end_holds(state, end, stretch, holds, held, kept, now_at, layer)
         begin_spikes = spikes
         for c in range(candidates):
             if first[c] == NEVER or now + first[c] > until:
@@ -192,7 +194,7 @@ def begin_bias(state, now_at, bias):
         now_at.current[n] = bias[n]
 
 
-@jit
+@inlined
 def end_holds(state, end, stretch, holds, held, kept, now_at, layer):
     """What ``advance`` has not got right: the ends of neurons that are held in a stretch. Returns how many still are after."""
     begin, until, _ = stretch
@@ -212,7 +214,7 @@ def end_holds(state, end, stretch, holds, held, kept, now_at, layer):
     return still
 
 
-@jit
+@inlined
 def emit(n, at, spikes, begin_spikes, state, end, stretch, holds, held, emitted, now_at, layer):
     """Write the spikes of neuron ``n`` in a stretch, the first of which comes the time ``at`` after its begin, and the state at
     its ``end``. Returns how many spikes and holds there are then; it stops at a spike that does not fit."""
@@ -251,10 +253,13 @@ def emit(n, at, spikes, begin_spikes, state, end, stretch, holds, held, emitted,
     return spikes, held
 
 
-@jit
+@inlined
 def sort(emitted, begin, end, last):
     """Sort the spikes [begin, end), which lie neuron by neuron, by time, and note the ``last`` one of each neuron."""
     out, kept, place = emitted
+    if end == begin + 1:
+        last[out.neuron[begin]] = begin
+        return
     sort_by_time(out, begin, end)
     fresh = kept[begin:end].copy()
     for k in range(begin, end):
@@ -264,15 +269,15 @@ def sort(emitted, begin, end, last):
         last[n] = k
 
 
-@jit
+@inlined
 def advance(state, row, end, can_cross, length, layer, coefficients, rates, threshold):
     """An event at all neurons, their flow over the stretch after it, and which of them can cross the threshold in it."""
-    tau_mem, tau_syn, learns = layer.neurons[TAU_MEM], layer.neurons[TAU_SYN], layer.learns
     if layer.alike:
-        advance_alike(state, row, end, can_cross, length, tau_mem[0], tau_syn[0], threshold, learns)
+        tau_mem, tau_syn = layer.neurons[TAU_MEM, 0], layer.neurons[TAU_SYN, 0]
+        advance_alike(state, row, end, can_cross, length, tau_mem, tau_syn, threshold, layer.learns)
     else:
-        fill(coefficients, length, rates, layer.neurons, learns)
-        advance_different(state, row, end, can_cross, coefficients, threshold, learns)
+        fill(coefficients, length, rates, layer.neurons, layer.learns)
+        advance_different(state, row, end, can_cross, coefficients, threshold, layer.learns)
 
 
 @inlined

@@ -111,6 +111,7 @@ class Emitted(NamedTuple):
 def simulate(time, index, layer, out, kept, t_end):
     """One sample, as ``forward.simulate``. It stops at a spike that does not fit, which would have acted on the others."""
     weight_t, recurrent_t, delay, neurons, _, _ = layer
+    reach = REACH * np.maximum(neurons[TAU_MEM], neurons[TAU_SYN]).min()
     width, room, recurrent = neurons.shape[1], min(len(out.time), MAX_SPIKES_PER_SAMPLE), len(recurrent_t) > 0
     state, end = empty_state(width), empty_state(width)
     coefficients, rates = empty_coefficients(width, np.float64), rates_of(neurons[TAU_MEM], neurons[TAU_SYN])
@@ -151,8 +152,14 @@ def simulate(time, index, layer, out, kept, t_end):
         horizon = until - now
         for c in range(candidates):
             n = candidate[c]
-            one, begin = begin_of(state, n, holds.release[n], now, now_at.current[n], neurons[TAU_SYN, n])
-            first[c] = first_crossing(one, horizon - begin, neurons, n, now_at.threshold[n])
+            if holds.release[n] > now or horizon > reach:
+                one, begin = begin_of(state, n, holds.release[n], now, now_at.current[n], neurons[TAU_SYN, n])
+                first[c] = first_crossing(one, horizon - begin, neurons, n, now_at.threshold[n])
+            else:  # the state at the end is known
+                begin, tau_mem, tau_syn = 0.0, neurons[TAU_MEM, n], neurons[TAU_SYN, n]
+                first[c] = next_crossing(
+                    state.u[n], state.i[n], end.u[n], end.i[n], horizon, tau_mem, tau_syn, now_at.threshold[n]
+                )
             if first[c] != NEVER:
                 first[c] += begin
                 if recurrent:

@@ -141,6 +141,6 @@ class _RecurrentSpikeTimes(FirstOrder):
         solver, delay = ctx.solver, ctx.delay
         by_time, *by_layer = operators.grid_recurrent_adjoint(
             *ctx.saved_tensors, grad, delay, solver.t_end, solver.dt, solver.scheme, solver.grazing, solver.min_slope,
-            solver.backend_for(grad.device),
+            ctx.needs_input_grad[0], solver.backend_for(grad.device),
         )  # fmt: skip
-        return by_time, None, *by_layer, None, None, None
+        return by_time if ctx.needs_input_grad[0] else None, None, *by_layer, None, None, None

@@ -1,9 +1,9 @@
-"""Layers of all kinds on a grid, in plain torch with gradients by autograd: the reference for ``kernels.heterogeneous``, and the
-solver on other devices.
+"""Layers of all kinds on a grid, in plain torch with gradients by autograd: the reference for ``kernels.heterogeneous``, and
+the solver on other devices.
 
 Neurons with parameters of their own, synapses with delays of their own, and feedback, in one walk through the steps. What
-``reference`` says of a step holds here too. With a constant current b, U = V - b follows the flow of eq. (6). After a spike V is
-held at 0 until its release. What arrives in later steps waits until then.
+``reference`` says of a step holds here too. With a constant current b, U = V - b follows the flow of eq. (6). After a spike V
+is held at 0 until its release. What arrives in a later step waits for it.
 
 Shapes: B samples, M inputs, N neurons, K arrivals, E of them, or own spikes, in one step.
 """
@@ -134,13 +134,13 @@ class Arriving:
             if acts < grid.steps:
                 row, n = (step == acts).nonzero(as_tuple=True)
                 place = sample[row] * self.shape[1] + n
-                comes, values = self.waiting.get(acts) or self._nothing(weight)
+                comes, values = self.waiting[acts] if acts in self.waiting else self._nothing(weight)
                 values = values.index_add(1, place, effects[:, row, n])
                 self.waiting[acts] = comes.index_fill(0, sample[row], True), values
 
     def pop(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """In which samples [B] something comes in this step, and psp and psc [B, N] at its end."""
-        comes, values = self.waiting.pop(step, None) or self._nothing(self.neurons.tau_mem)
+        comes, values = self.waiting.pop(step) if step in self.waiting else self._nothing(self.neurons.tau_mem)
         psp, psc = values.unflatten(1, self.shape)
         return comes, psp, psc
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,22 +133,27 @@ def grid_recurrent_spikes(
     return *tape, time.new_empty((*tape.time.shape, 0))
 
 
-@operator(lambda time, index, *layer: tuple(torch.empty_like(x) for x in (time, *layer[:4])))
+def _of_layer(time: Tensor, index: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return time.new_empty(time.shape if rest[-2] else 0), *(torch.empty_like(x) for x in rest[:4])
+
+
+@operator(_of_layer)
 def grid_recurrent_adjoint(
     time: Tensor, index: Tensor, weight: Tensor, delays: Tensor, recurrent: Tensor, neurons: Tensor,
     at: Tensor, neuron: Tensor, slope: Tensor, after: Tensor, kept: Tensor, grad: Tensor, delay: float,
-    t_end: float, dt: float, scheme: str, grazing: str, min_slope: float, backend: str,
+    t_end: float, dt: float, scheme: str, grazing: str, min_slope: float, need_time: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dL/d(time, weight, delays, recurrent, neurons) from ``grad`` [B, S] = dL/dat; in torch by running forward again."""
+    """dL/d(time, weight, delays, recurrent, neurons) from ``grad`` [B, S] = dL/dat, the first empty where not needed; in torch
+    by running forward again."""
     layer, grid = (time, index, weight, delays, recurrent, delay, neurons), Steps.of(neurons, t_end, dt, scheme)
     if backend == "numba":
         from .kernels import heterogeneous_adjoint
 
         tape = Tape(at, neuron, effective_slope(slope, grazing, min_slope), after)
         by_time, by_weight, by_delays, by_recurrent, by_neurons = heterogeneous_adjoint.adjoint(
-            *layer, grid, tape, kept, grad
+            *layer, grid, tape, kept, grad, need_time
         )
-        return by_time, by_weight, by_delays, by_recurrent, by_neurons
+        return by_time if need_time else time.new_empty(0), by_weight, by_delays, by_recurrent, by_neurons
     # an operator that a mode has dispatched (opcheck and others) finds autograd switched off
     included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     excluded = excluded.remove(torch._C.DispatchKey.AutogradFunctionality)
@@ -161,4 +167,4 @@ def grid_recurrent_adjoint(
         by_time, by_weight, by_delays, by_recurrent, by_neurons = torch.autograd.grad(
             again.time, (time, *inputs), grad, materialize_grads=True
         )
-        return by_time, by_weight, by_delays, by_recurrent, by_neurons
+        return by_time if need_time else time.new_empty(0), by_weight, by_delays, by_recurrent, by_neurons

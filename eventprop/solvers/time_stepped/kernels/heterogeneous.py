@@ -46,8 +46,8 @@ from ..reference import AFTER, BEFORE, BETWEEN, EDGE, KINDS
 
 # rows of the parameters [5, N] of the neurons
 TAU_MEM, TAU_SYN, V_TH, BIAS, REFRACTORY = range(5)
-# what is kept of a spike: the derivatives of V by tau_mem and tau_syn; of the end of the hold after it, the slope of V and where
-# in its step it lies
+# what is kept of a spike: the derivatives of V by tau_mem and tau_syn; and of the end of the hold after it the slope of V, and
+# where in its step it lies
 BY_TAU_MEM, BY_TAU_SYN, RELEASE, RELEASE_KIND = range(4)
 # what waits in the ring: psp and psc, their derivatives by tau_mem and tau_syn
 PSP, PSC, PSP_MEM, PSP_SYN, PSC_SYN = range(5)
@@ -183,8 +183,8 @@ def deliver(place, row, effects, learns):
 
 @jit
 def delayed_effects(t, delays, effects, steps, layer, grid):
-    """The same as ``effects_of`` for synapses with ``delays`` [N], and the ``steps`` [N] in which they transmit what was emitted
-    at ``t``."""
+    """The same as ``effects_of`` for synapses with ``delays`` [N], and the ``steps`` [N] in which they transmit what was
+    emitted at ``t``."""
     _, s, phi, _, phi_mem, s_syn, phi_syn = effects
     tau_mem, tau_syn = layer.neurons[TAU_MEM], layer.neurons[TAU_SYN]
     for n in range(len(delays)):
@@ -269,8 +269,8 @@ def hold_one(one, length, bias, tau_syn):
 
 @jit
 def as_one(place, n, dt, tau_mem, tau_syn, learns):
-    """What stands for the arrivals of a step, as in ``reference``: the time before its end, where spikes behind it lie, and what
-    it adds to U and I, and their derivatives by the time constants.
+    """What stands for the arrivals of a step, as in ``reference``: the time before its end, where spikes behind it lie, and
+    what it adds to U and I, and their derivatives by the time constants.
 
     To U it adds 0, whose derivatives are not: when it comes depends on (psp, psc), but not what follows, which is the state at
     the end of the step, run backwards.

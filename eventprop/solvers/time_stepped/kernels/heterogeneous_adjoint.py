@@ -64,16 +64,16 @@ class Releases(NamedTuple):
 
 def adjoint(
     time: Tensor, index: Tensor, weight: Tensor, delays: Tensor, recurrent: Tensor, delay: float, neurons: Tensor, grid: Steps,
-    tape: Tape, kept: Tensor, grad: Tensor,
+    tape: Tape, kept: Tensor, grad: Tensor, need_time: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """dL/d(time, weight, delays, recurrent, neurons) from ``grad`` [B, S] = dL/d(emitted time); that of the refractory period is
-    not computed, and 0."""
+    """dL/d(time, weight, delays, recurrent, neurons) from ``grad`` [B, S] = dL/d(emitted time); that of the refractory period
+    is not computed, and 0, and that of the times only if needed, else empty."""
     layer = Layer.of(weight, delays, recurrent, delay, neurons, grid, False)
     arrivals = Arrivals(*arrays(time, index))
     chunks = min(max(1, backward_tasks(len(time))), max(1, len(time)))
     connections = (layer.weight_t, layer.delay_t, layer.recurrent_t)
     shares = [np.zeros((chunks, *x.shape), arrivals.time.dtype) for x in connections]
-    by_time = np.zeros(time.shape, arrivals.time.dtype)
+    by_time = np.zeros((len(time), time.shape[1] if need_time else 0), arrivals.time.dtype)
     gradients = Gradients(by_time, shares[0], shares[1], shares[2], np.zeros((chunks, *layer.neurons.shape)))
     with threads():
         adjoint_batch(arrivals, layer, grid, Columns(*arrays(*tape)), *arrays(kept, grad), gradients)
@@ -129,16 +129,22 @@ def jump_in_step(n, y, leap, kind, p, q, place, tau_mem, tau_syn, dt):
 
 
 @jit
-def arrival_gradients(row, seen, effects, taus, grad_row, by_time):
-    """Of an arrival at all neurons, from the gradients ``seen`` [2, N] of its effects: add those of its weights to ``grad_row``,
-    write those of its time through each weight to ``by_time``, and return their sum."""
+def add_weight_gradients(seen, effects, grad_row):
+    """Of an arrival at all neurons, from the gradients ``seen`` [2, N] of its effects: those of its weights."""
     by_psp, by_psc, s, phi = seen[PSP], seen[PSC], effects.s, effects.phi
-    tau_mem, tau_syn = taus
-    for n in range(len(row)):
+    for n in range(len(grad_row)):
         grad_row[n] += phi[n] * by_psp[n] + s[n] * by_psc[n]
+
+
+@jit
+def time_gradient(row, seen, effects, taus, by_synapse):
+    """Of an arrival at all neurons: the gradient of its time, through each weight in ``by_synapse`` and in all."""
+    by_psp, by_psc, s, phi, (tau_mem, tau_syn) = seen[PSP], seen[PSC], effects.s, effects.phi, taus
+    total = row.dtype.type(0.0)
     for n in range(len(row)):
-        by_time[n] = row[n] * effect_time_gradient(by_psp[n], by_psc[n], phi[n], s[n], tau_mem[n], tau_syn[n])
-    return by_time.sum()
+        by_synapse[n] = row[n] * effect_time_gradient(by_psp[n], by_psc[n], phi[n], s[n], tau_mem[n], tau_syn[n])
+        total += by_synapse[n]
+    return total
 
 
 @jit
@@ -185,7 +191,7 @@ def adjoint_sample(
     freed = last_freed(tape, spikes, layer.neurons[REFRACTORY])
     by_time = grad[:spikes].astype(np.float64)
     p, q = np.zeros(width), np.zeros(width)
-    ring, seen = np.zeros((layer.places, 2, width), real), np.empty((2, width), real)
+    ring, gathered = np.zeros((layer.places, 2, width), real), np.empty((2, width), real)
     effects, rates = empty_coefficients(width, real), rates_of(layer.neurons[TAU_MEM], layer.neurons[TAU_SYN])
     taus = layer.neurons[TAU_MEM].astype(real), layer.neurons[TAU_SYN].astype(real)
     steps, by_synapse = np.empty(width, np.int64), np.empty(width, real)
@@ -203,34 +209,41 @@ def adjoint_sample(
             arrives = max(step_at(t, grid), step + 1)
             if arrives < grid.steps:
                 effects_of(t, arrives, effects, layer, grid, rates)
-                by_time[j] += arrival_gradients(
-                    layer.recurrent_t[n], ring[arrives % layer.places], effects, taus, grad_recurrent[n], by_synapse
-                )
+                seen = ring[arrives % layer.places]
+                add_weight_gradients(seen, effects, grad_recurrent[n])
+                by_time[j] += time_gradient(layer.recurrent_t[n], seen, effects, taus, by_synapse)
             j -= 1
         k, r = jumps_of_step(step, k, r, layer, grid, tape, kept, by_time, freed, releases, p, q, place, grad_neurons)
         while e >= 0 and step_at(np.float64(time[e]), grid) == step:
             t, m = np.float64(time[e]), source[e]
             if len(layer.delay_t):
                 delayed_effects(t, layer.delay_t[m], effects, steps, layer, grid)
-                gather(ring, steps, grid, seen)
-                grad_time[e] = arrival_gradients(layer.weight_t[m], seen, effects, taus, grad_weight[m], by_synapse)
-                for n in range(width):
-                    grad_delay[m, n] += by_synapse[n]
+                gather(ring, steps, grid, gathered)
+                seen = gathered
             else:
                 effects_of(t, step, effects, layer, grid, rates)
-                grad_time[e] = arrival_gradients(layer.weight_t[m], place, effects, taus, grad_weight[m], by_synapse)
+                seen = place
+            add_weight_gradients(seen, effects, grad_weight[m])
+            if len(layer.delay_t) or len(grad_time):
+                total = time_gradient(layer.weight_t[m], seen, effects, taus, by_synapse)
+            if len(grad_time):
+                grad_time[e] = total
+            if len(layer.delay_t):
+                for n in range(width):
+                    grad_delay[m, n] += by_synapse[n]
             e -= 1
         flow_back(p, q, layer.step)
 
 
 @jit
-def gather(ring, steps, grid, seen):
+def gather(ring, steps, grid, gathered):
     """The gradients [2, N] of what arrives in each neuron in a step of its own."""
     for n in range(len(steps)):
         if steps[n] < grid.steps:
-            seen[PSP, n], seen[PSC, n] = ring[steps[n] % len(ring), PSP, n], ring[steps[n] % len(ring), PSC, n]
+            at = steps[n] % len(ring)
+            gathered[PSP, n], gathered[PSC, n] = ring[at, PSP, n], ring[at, PSC, n]
         else:
-            seen[PSP, n] = seen[PSC, n] = 0.0
+            gathered[PSP, n] = gathered[PSC, n] = 0.0
 
 
 @jit

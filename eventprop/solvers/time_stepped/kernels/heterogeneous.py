@@ -39,13 +39,20 @@ from ...compilation.exponential import exp
 from ...compilation.jit import arrays, inlined, is_finite, jit
 from ...crossing import NEVER, next_crossing
 from ...emission import record, recorded, row_of, sort_by_time
-from ...event_driven.kernels.heterogeneous import empty_coefficients, fill, rates_of
+from ...event_driven.kernels.heterogeneous import (
+    BIAS,
+    REFRACTORY,
+    TAU_MEM,
+    TAU_SYN,
+    V_TH,
+    empty_coefficients,
+    fill,
+    rates_of,
+)  # fmt: skip
 from ...tape import MAX_SPIKES_PER_SAMPLE, Tape
 from ..grid import Steps
 from ..reference import AFTER, BEFORE, BETWEEN, EDGE, KINDS
 
-# rows of the parameters [5, N] of the neurons
-TAU_MEM, TAU_SYN, V_TH, BIAS, REFRACTORY = range(5)
 # what is kept of a spike: the derivatives of V by tau_mem and tau_syn; and of the end of the hold after it the slope of V, and
 # where in its step it lies
 BY_TAU_MEM, BY_TAU_SYN, RELEASE, RELEASE_KIND = range(4)

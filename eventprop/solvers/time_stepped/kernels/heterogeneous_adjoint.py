@@ -21,22 +21,25 @@ from ...arguments import Arrivals
 from ...chunks import backward_tasks, part_of, weight_gradient
 from ...compilation.jit import arrays, jit, threads
 from ...emission import Columns, row_of
-from ...event_driven.kernels.heterogeneous import empty_coefficients, rates_of
+from ...event_driven.kernels.heterogeneous import (
+    BIAS,
+    REFRACTORY,
+    TAU_MEM,
+    TAU_SYN,
+    V_TH,
+    empty_coefficients,
+    rates_of,
+)  # fmt: skip
 from ...tape import Tape
 from ..grid import Steps
 from ..reference import AFTER, BETWEEN, KINDS
 from .heterogeneous import (
-    BIAS,
     BY_TAU_MEM,
     BY_TAU_SYN,
     PSC,
     PSP,
-    REFRACTORY,
     RELEASE,
     RELEASE_KIND,
-    TAU_MEM,
-    TAU_SYN,
-    V_TH,
     Layer,
     delayed_effects,
     effects_of,

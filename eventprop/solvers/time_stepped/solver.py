@@ -198,12 +198,12 @@ def spikes_of_layer(problem: Problem, arrivals: Spikes, solver: TimeStepped) -> 
     """What a fully connected layer of any kind emits."""
     synapses, recurrence = problem.synapses, problem.recurrence
     assert isinstance(synapses, Dense)
-    weight, none = synapses.weight, synapses.weight.new_zeros(len(synapses.weight), 0)
-    delays = none if synapses.delay is None else synapses.delay
+    weight = synapses.weight
+    delays = weight.new_zeros(len(weight), 0) if synapses.delay is None else synapses.delay
     finite_entries("delay", delays)
     if bounds(delays)[0] < 0.0:
         raise ValueError(f"delay must be >= 0, got {bounds(delays)[0]}")
-    recurrent, delay = (none, 0.0) if recurrence is None else recurrence
+    recurrent, delay = (weight.new_zeros(len(weight), 0), 0.0) if recurrence is None else recurrence
     received = arrivals.time, arrivals.index.long(), arrivals.scaled(weight)
     return recurrent_spikes_of(*received, delays, recurrent, parameters_of(problem.neuron, weight), delay, solver)
 

@@ -146,6 +146,7 @@ def time_gradient(row, seen, effects, taus, by_synapse):
     total = row.dtype.type(0.0)
     for n in range(len(row)):
         by_synapse[n] = row[n] * effect_time_gradient(by_psp[n], by_psc[n], phi[n], s[n], tau_mem[n], tau_syn[n])
+    for n in range(len(row)):
         total += by_synapse[n]
     return total
 

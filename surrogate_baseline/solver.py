@@ -31,14 +31,15 @@ from eventprop.core.autograd import FirstOrder
 from eventprop.core.neuron import adjoint_flow, decay, flow, integrated_psp, remaining_reset
 from eventprop.core.observe import observe
 from eventprop.core.spikes import whole_steps
-from eventprop.solvers.problem import Problem
+from eventprop.solvers.problem import Dense, Problem, Recurrence
 from eventprop.solvers.support import EVERYWHERE, Kind, Support
 from eventprop.solvers.tape import Tape
 from eventprop.solvers.time_stepped.functions import spikes_of
 from eventprop.solvers.time_stepped.grid import Grid, dense
 from eventprop.solvers.time_stepped.reference import KINDS
-from eventprop.solvers.time_stepped.solver import BackwardRule
+from eventprop.solvers.time_stepped.solver import BackwardRule, spikes_of_layer
 
+from .feedback import Feedback, FeedbackGradient
 from .surrogates import ARCTAN, Surrogate, check_surrogate, derivative
 
 
@@ -125,6 +126,7 @@ class SurrogateGradient(BackwardRule):
     name: ClassVar[str] = "SurrogateTimeStepped"
     supports: ClassVar[Support] = {
         Kind(): EVERYWHERE,
+        Kind(recurrence="delayed"): EVERYWHERE,
         Kind("convolution"): EVERYWHERE,
         Kind("linear map"): EVERYWHERE,
         Kind(output="max or mean"): EVERYWHERE,
@@ -144,14 +146,33 @@ class SurrogateGradient(BackwardRule):
 
     def spikes(self, steps: Tensor, drive: Tensor, neuron: LIF, solver: TimeStepped) -> RasterSpikes:
         shape, drive = tuple(drive.shape[3:]), drive.flatten(3)
-        grid = Grid.of(neuron, solver.t_end, solver.dt, solver.scheme)
-        raster, *rest = _Fire.of(drive, steps, neuron, solver, self)
-        tape = Tape(*rest)
-        spikes = RasterSpikes._on_grid(tape.time, tape.neuron, shape, tape.slope, solver.dt, solver.t_end)
-        spikes.raster, spikes.step = raster, tape.after
+        tape, none = spikes_of(drive.detach(), steps, neuron, solver), drive.new_zeros(0, 0)
+        return self._emitted(drive, steps, Recurrence(none, 0.0), tape, shape, neuron, solver)
+
+    def recurrent_spikes(self, problem: Problem, arrivals: Spikes, solver: TimeStepped) -> RasterSpikes:
+        neuron, synapses, recurrence = problem.neuron, problem.synapses, problem.recurrence
+        assert isinstance(neuron, LIF)
+        assert isinstance(synapses, Dense)
+        assert recurrence is not None
+        with torch.no_grad():
+            tape = spikes_of_layer(problem, arrivals, solver)
+        steps, drive = self.drive(arrivals, synapses.weight, neuron, solver)
+        return self._emitted(drive, steps, recurrence, tape, (len(synapses.weight),), neuron, solver)
+
+    def _emitted(
+        self, drive: Tensor, steps: Tensor, recurrence: Recurrence, tape: Tape, shape: tuple[int, ...], neuron: LIF,
+        solver: TimeStepped,
+    ) -> RasterSpikes:  # fmt: skip
+        """The spikes ``tape`` of neurons that receive ``drive`` [2, A, B, N] and, of a recurrent layer, their own."""
+        tape = tape._replace(after=tape.after // KINDS)  # the step of each spike; padding stays -1
         observe(tape.neuron, tape.after)
-        drive = drive.detach()
-        spikes.potential = lambda: _potential(drive, steps, tape, grid)[0]
+        spikes = RasterSpikes._on_grid(tape.time, tape.neuron, shape, tape.slope, solver.dt, solver.t_end)
+        layer = (drive, steps, recurrence.weight, *tape, recurrence.delay)
+        spikes.raster, spikes.step = _Fire.of(*layer, neuron, solver, self), tape.after
+        grid = Grid.of(neuron, solver.t_end, solver.dt, solver.scheme)
+        detached = Recurrence(recurrence.weight.detach(), recurrence.delay)
+        received = (drive.detach(), steps, tape, _feedback(tape, detached, grid), grid)
+        spikes.potential = lambda: _potential(*received)[0]
         return spikes
 
     def effects(self, arrivals: Spikes, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
@@ -222,47 +243,60 @@ def _check_grid(arrivals: RasterSpikes, solver: TimeStepped) -> None:
 
 
 class _Fire(FirstOrder):
-    """The spikes of each step, [T, B, N], and the tape of all spikes, from ``drive`` [2, A, B, N]."""
+    """The spikes of each step, [T, B, N], of the ``Tape`` (at, n, slope, step), differentiable in ``drive`` [2, A, B, N] and
+    the weights ``recurrent`` [N, N], or [0, 0] if there is no feedback."""
 
     @staticmethod
     def forward(
-        drive: Tensor, steps: Tensor, neuron: LIF, solver: TimeStepped, rule: SurrogateGradient
-    ) -> tuple[Tensor, ...]:
-        tape = spikes_of(drive, steps, neuron, solver)
-        tape = tape._replace(after=tape.after // KINDS)  # the step of each spike; padding stays -1
+        drive: Tensor, steps: Tensor, recurrent: Tensor, at: Tensor, n: Tensor, slope: Tensor, step: Tensor, delay: float,
+        neuron: LIF, solver: TimeStepped, rule: SurrogateGradient,
+    ) -> Tensor:  # fmt: skip
         shape = drive.new_empty((whole_steps(solver.t_end, solver.dt), *drive.shape[2:]))
-        return _per_step(shape, tape.neuron, tape.after, torch.ones_like(tape.time)), *tape
+        return _per_step(shape, n, step, torch.ones_like(at))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        drive, steps, ctx.neuron, ctx.solver, ctx.rule = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(drive, steps, *output)
+        *tensors, ctx.delay, ctx.neuron, ctx.solver, ctx.rule = inputs
+        ctx.save_for_backward(*tensors, output)
 
     @staticmethod
-    def backward(ctx, grad, *_):
-        drive, steps, raster, *tape = ctx.saved_tensors
-        neuron, solver = ctx.neuron, ctx.solver
+    def backward(ctx, grad):
+        drive, steps, recurrent, *columns, raster = ctx.saved_tensors
+        tape, neuron, solver = Tape(*columns), ctx.neuron, ctx.solver
         grid = Grid.of(neuron, solver.t_end, solver.dt, solver.scheme)
-        h, fall = _potential(drive, steps, Tape(*tape), grid)
+        feedback = _feedback(tape, Recurrence(recurrent, ctx.delay), grid)
+        h, fall = _potential(drive, steps, tape, feedback, grid)
         g = derivative(ctx.rule.surrogate, h - neuron.v_th)
         fall = torch.where(raster > 0, fall / raster.clamp(min=1.0), neuron.v_th)
         places = dict(zip(steps.tolist(), range(len(steps)), strict=True))
         grad_drive = torch.empty_like(drive)
+        again = None if feedback is None else FeedbackGradient(feedback, raster)
         p = q = torch.zeros_like(h[:1].sum(0))
         for t in reversed(range(grid.steps)):
-            p = p + (grad[t] if ctx.rule.detach_reset else grad[t] - fall[t] * p) * g[t]  # dL/dH
+            by_spikes = grad[t] if again is None else grad[t] + again.of_spikes(t)
+            p = p + (by_spikes if ctx.rule.detach_reset else by_spikes - fall[t] * p) * g[t]  # dL/dH
             if t in places:
                 grad_drive[0, places[t]], grad_drive[1, places[t]] = p, q
+            if again is not None:
+                again.receive(t, p, q)
             p, q = adjoint_flow(p, q, grid.a, grid.s, grid.phi)
-        return grad_drive, None, None, None, None
+        by_recurrent = torch.zeros_like(recurrent) if again is None else again.weight
+        return grad_drive, None, by_recurrent, *[None] * 8
 
 
-def _potential(drive: Tensor, steps: Tensor, tape: Tape, grid: Grid) -> tuple[Tensor, Tensor]:
+def _feedback(tape: Tape, recurrence: Recurrence, grid: Grid) -> Feedback | None:
+    return Feedback(tape, *recurrence, grid) if recurrence.weight.numel() else None
+
+
+def _potential(
+    drive: Tensor, steps: Tensor, tape: Tape, feedback: Feedback | None, grid: Grid
+) -> tuple[Tensor, Tensor]:
     """Potential before reset at the end of each step, and by how much the spikes of the step lower it; both [T, B, N]."""
     y = (tape.after + 1).double() * grid.dt - tape.time
     shape = drive.new_empty((grid.steps, *drive.shape[2:]))
     fall = _per_step(shape, tape.neuron, tape.after, remaining_reset(y, grid.neuron.v_th, grid.neuron.tau_mem))
+    if feedback is not None:
+        drive, steps = dense(steps, drive, grid.steps) + feedback.drive(), torch.arange(grid.steps)
     received = dict(zip(steps.tolist(), drive.unbind(1), strict=True))
     h = torch.empty_like(fall)
     v = i = torch.zeros_like(fall[:1].sum(0))

@@ -187,7 +187,7 @@ def results() -> dict[str, torch.Tensor]:
         "linear": SpikingLinear(4, 5, solver=exact, **float64),
         "equal": SpikingLinear(4, 5, solver=exact, neuron=LIF(10.0, 10.0), **float64),
         "recurrent": SpikingRecurrent(4, 5, solver=exact, **float64),
-        "individual": SpikingLinear(4, 5, solver=exact, neuron=diverse(5), **float64),
+        "different": SpikingLinear(4, 5, solver=exact, neuron=diverse(5), **float64),
         "convolution": SpikingConv2d(1, 2, 2, solver=exact, **float64),
         "max": LeakyReadout(4, 5, solver=exact, **float64),
         "mean": LeakyReadout(4, 5, solver=exact, reduce="mean", **float64),

@@ -168,10 +168,12 @@ def test_opcheck(backend):
     tape = ops.spikes(*received, weight, *neuron)
     steps, drive = ops.grid_drive(*received, weight, *grid)
     on_grid = ops.grid_spikes(drive, steps, *grid)
-    individuals = torch.tensor([[20.0, 5.0, 1.0, 0.1, 1.0]] * 5, dtype=torch.float64)
+    neurons = torch.tensor([[20.0, 5.0, 1.0, 0.1, 1.0]] * 5, dtype=torch.float64)
     empty = weight.new_zeros(5, 0)
-    several = ops.recurrent_spikes(*received, weight, empty, individuals, 0.0, 40.0, True)
-    apart = ops.individual_spikes(FLAT.time[:, :, None], FLAT.index, weight, individuals, 40.0, 1.0, "raw", 1e-3)
+    several = ops.recurrent_spikes(*received, weight, empty, neurons, 0.0, 40.0, True)
+    delays, back = weight.abs(), 0.1 * torch.ones(5, 5, dtype=torch.float64)
+    layer, steps_of = (*received, weight, delays, back, neurons), (1.0, 40.0, 1.0, "exponential")
+    again = ops.grid_recurrent_spikes(*layer, *steps_of, True, backend)
     window = [1, 3, 2, 2, 2, 1, 1, 0, 0]
     patches = ops.unfold(*received, window, backend)
     inside = ops.spikes(patches[0], patches[1], weight[:, :4].contiguous(), *neuron)
@@ -183,10 +185,10 @@ def test_opcheck(backend):
         (ops.maximum_by_tau, (*received, weight, torch.tensor([20.0, 5.0]), 40.0, backend)),
         (ops.average, (*received, 6, *neuron)),
         (ops.average_adjoint, (*received, FLAT.time.new_ones(3, 6), *neuron)),
-        (ops.recurrent_spikes, (*received, weight, empty, individuals, 0.0, 40.0, True)),
+        (ops.recurrent_spikes, (*received, weight, empty, neurons, 0.0, 40.0, True)),
         (
             ops.recurrent_adjoint,
-            (*received, weight, empty, individuals, *several, torch.ones_like(several[0]), 0.0, 40.0, True),
+            (*received, weight, empty, neurons, *several, torch.ones_like(several[0]), 0.0, 40.0, True),
         ),
         (ops.unfold, (*received, window, backend)),
         (ops.fold, (inside[0], inside[1], inside[2], 2, backend)),
@@ -197,10 +199,14 @@ def test_opcheck(backend):
         (ops.grid_drive_adjoint, (*received, weight, steps, torch.ones_like(drive), True, True, *grid)),
         (ops.grid_spikes, (drive, steps, *grid)),
         (ops.grid_adjoint, (steps, *on_grid, torch.ones_like(on_grid[0]), 5, *grid)),
-        (ops.individual_spikes, (FLAT.time[:, :, None], FLAT.index, weight, individuals, 40.0, 1.0, "raw", 1e-3)),
+        (ops.grid_recurrent_spikes, (*layer, *steps_of, True, backend)),
         (
-            ops.individual_adjoint,
-            (FLAT.time[:, :, None], FLAT.index, weight, individuals, torch.ones_like(apart[0]), 40.0, 1.0, "raw", 1e-3),
+            ops.grid_recurrent_adjoint,
+            (*layer, *again, torch.ones_like(again[0]), *steps_of, "raw", 1e-3, True, backend),
+        ),
+        (
+            ops.grid_recurrent_adjoint,
+            (*layer, *again, torch.ones_like(again[0]), *steps_of, "raw", 1e-3, False, backend),
         ),
     ]
     for op, arguments in cases:

@@ -17,6 +17,7 @@ from eventprop import (
     Spikes,
     SpikingLayer,
     SpikingLinear,
+    SpikingRecurrent,
     TimeStepped,
     smooth_count,
 )
@@ -71,14 +72,18 @@ def crossing(v, i, psp, psc, neuron):
     return above.any(0), DT - at
 
 
-def simulate(effects: torch.Tensor, weight: torch.Tensor, neuron: LIF, detach: bool):
-    """Steps [T] of (spike [B, N], the time of the spike before the end of its step), by autograd and bisection."""
+def simulate(effects: torch.Tensor, weight: torch.Tensor, neuron: LIF, detach: bool, back=None, delay=0.0):
+    """Steps [T] of (spike [B, N], the time of the spike before the end of its step), by autograd and bisection; of a layer that
+    may get its own spikes ``back``, each ``delay`` ms later."""
     flow = torch.tensor([[-1 / neuron.tau_mem, 1 / neuron.tau_mem], [0.0, -1 / neuron.tau_syn]], dtype=torch.float64)
     (a, phi), (_, s) = torch.matrix_exp(flow * DT).tolist()
     v = i = effects.new_zeros(effects.shape[2], len(weight))
     spikes, offsets = [], []
-    for psp, psc in effects.unbind(1):
+    own = [effects.new_zeros(2, effects.shape[2], len(weight)) for _ in range(effects.shape[1])]
+    for step, (psp, psc) in enumerate(effects.unbind(1)):
         psp, psc = psp @ weight.T, psc @ weight.T
+        if back is not None:
+            psp, psc = psp + own[step][0] @ back.T, psc + own[step][1] @ back.T
         fired, y = crossing(*(x.detach() for x in (v, i, psp, psc)), neuron)
         h, i = a * v + phi * i + psp, s * i + psc
         y = torch.where(fired, y, 0.0)
@@ -88,6 +93,13 @@ def simulate(effects: torch.Tensor, weight: torch.Tensor, neuron: LIF, detach: b
         assert (v < neuron.v_th).all(), "the problem must have one spike per step at most"
         spikes.append(spike)
         offsets.append(y)
+        if back is not None:
+            at = (step + 1) * DT - y + delay
+            arrives = (at / DT + 1e-9).floor().long()  # rounding: a grid point belongs to the step after it
+            effect = torch.stack([spike * x for x in phi_and_s((arrives + 1) * DT - at, neuron)])
+            for k in arrives.unique().tolist():
+                if k < len(own):
+                    own[k] = own[k] + torch.where(arrives == k, effect, 0.0)
     return torch.stack(spikes), torch.stack(offsets)
 
 
@@ -159,6 +171,48 @@ def test_spikes_and_gradients_are_those_of_an_independent_simulation(taus, outpu
     for exact, independent in zip(*gradients, strict=True):
         assert exact.abs().max() > 1e-3
         torch.testing.assert_close(exact, independent, rtol=1e-6, atol=1e-9)  # the promise; seen: rounding
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("delay", [DT, 0.7, 4.0])
+def test_feedback_is_that_of_an_independent_simulation(delay, detach):
+    """Through two recurrent layers: spikes, and the surrogate gradients of all weights."""
+    neuron = LIF()
+    spikes, weights = problem(neuron)
+    solver = SurrogateTimeStepped(T_END, DT, surrogate=Arctan(2.0), detach_reset=detach)
+    effects, found = GridSpikes.from_spikes(spikes, DT, T_END).channels(neuron), spikes
+    parameters = []
+    for (n, m), std in zip(((7, 5), (4, 7)), (0.3, 0.4), strict=True):
+        layer = SpikingRecurrent(m, n, solver=solver, neuron=neuron, delay=delay, dtype=torch.float64)
+        layer.weight.data.copy_(weights[len(parameters) // 2])
+        layer.recurrent_weight.data.normal_(0.0, std * neuron.minimum_weight)
+        found = layer(found)
+        raster, y = simulate(effects, layer.weight, neuron, detach, layer.recurrent_weight, delay)
+        assert raster.sum() > 5
+        assert torch.equal(found.raster, raster)
+        effects = torch.stack([raster * x for x in phi_and_s(y, neuron)])
+        parameters += [layer.weight, layer.recurrent_weight]
+    cotangent = torch.randn_like(raster)
+    gradients = [
+        torch.autograd.grad((x * cotangent).sum(), parameters, retain_graph=True) for x in (found.raster, raster)
+    ]
+    for exact, independent in zip(*gradients, strict=True):
+        assert exact.abs().max() > 1e-3
+        torch.testing.assert_close(exact, independent, rtol=1e-6, atol=1e-9)  # the promise; seen: rounding
+
+
+def test_feedback_has_the_spikes_of_eventprop():
+    """Bit for bit, with several spikes per step among them."""
+    torch.manual_seed(3)
+    spikes, found = random_spikes(20, 30, dtype=torch.float32), []
+    for solver in (TimeStepped(T_END, DT), SurrogateTimeStepped(T_END, DT)):
+        torch.manual_seed(4)
+        layer = SpikingRecurrent(30, 40, solver=solver, delay=0.8)
+        layer.reset_parameters(mean=3.0, std=8.0)
+        found.append(layer(spikes))
+    assert found[1].raster.max() > 1
+    assert torch.equal(found[0].time, found[1].time)
+    assert torch.equal(found[1].raster.sum(0).long(), found[0].count())
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max"])

@@ -17,8 +17,8 @@ LEARNABLE = ("tau_mem", "tau_syn", "v_th", "bias")
 class LearnableLIF(nn.Module):
     """Leaky integrate-and-fire neurons whose time constants, threshold and bias current can be learned.
 
-    The gradients are exact. ``EventDriven`` solves them on the CPU; ``TimeStepped`` in plain torch, with autograd through
-    every step. Time constants and threshold stay positive: the parameters are their logarithms.
+    The gradients are exact. ``EventDriven`` solves them on the CPU; ``TimeStepped`` also elsewhere, in plain torch. Time
+    constants and threshold stay positive: the parameters are their logarithms.
 
     Args:
         num_neurons: N, of the layer that they are for.

@@ -87,8 +87,9 @@ class Delay(nn.Module):
 class DelayedSpikingLinear(SpikingLinear):
     """A ``SpikingLinear`` whose synapses delay the spikes that they transmit.
 
-    A neuron receives each spike at a time of its own, so the work and the memory of a layer grow with the number of its
-    synapses times the spikes they transmit: for small layers. With ``TimeStepped``, autograd goes through every step.
+    A neuron receives each spike at a time of its own. With ``TimeStepped`` the work of a layer grows with the spikes that its
+    synapses transmit, and its memory with spikes and the longest delay. With ``EventDriven`` memory too grows with all that is
+    transmitted: for small layers.
 
     Args:
         in_features, out_features, neuron, solver, device, dtype: as for ``SpikingLinear``.

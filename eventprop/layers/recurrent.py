@@ -19,7 +19,7 @@ class SpikingRecurrent(SpikingLinear):
         in_features, out_features, neuron, device, dtype: as for ``SpikingLinear``.
         solver: how to compute spikes and gradients.
         delay: from a spike to its arrival within the layer in ms; >= 0 with ``EventDriven``, at least a step with
-            ``TimeStepped``, which repeats its work ``t_end`` / ``delay`` times.
+            ``TimeStepped``.
         recurrent_std: standard deviation of the initial recurrent weights, in units of ``minimum_weight`` / sqrt(N); their
             mean is 0.
 

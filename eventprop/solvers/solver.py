@@ -159,7 +159,7 @@ def spikes_by_passes(solver: Solver, problem: Problem, arrivals: Spikes) -> Spik
     synapses, recurrence = problem.synapses, problem.recurrence
     assert isinstance(synapses, Dense)
     assert recurrence is not None
-    if traced(arrivals.time) and solver.begin < 0.0:  # the first arrival, and so the number of passes, is not known
+    if traced(arrivals.time):  # the first arrival, and so the number of passes, is not known
         raise ValueError("backend must be 'auto' or 'numba' for a recurrent layer within torch.compile or torch.func")
     inputs, begin = synapses.weight.shape[1], min(0.0, bounds(arrivals.time)[0])
     both = torch.cat([arrivals.scaled(synapses.weight), recurrence.weight], dim=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from eventprop.core.autograd import FirstOrder, specialized
 from eventprop.core.neuron import LIF
 from eventprop.core.spikes import Spikes
+from eventprop.core.tensorlike import traced
 
 from ..tape import Tape
 from . import operators
@@ -34,9 +35,15 @@ def spikes_of(drive: Tensor, steps: Tensor, neuron: LIF, solver: OnGrid) -> Tape
     return Tape(*_SpikeTimes.of(drive, steps, *specialized(neuron, solver)))
 
 
-def spikes_of_individuals(time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, solver: OnGrid) -> Tape:
-    """What ``neurons`` [N, 5] emit that receive arrivals at a ``time`` [B, K, N] of their own, or [B, K, 1]."""
-    return Tape(*_IndividualSpikeTimes.of(time, index, weight, neurons, *specialized(solver)))
+def recurrent_spikes_of(
+    time: Tensor, index: Tensor, weight: Tensor, delays: Tensor, recurrent: Tensor, neurons: Tensor, delay: float,
+    solver: OnGrid,
+) -> Tape:  # fmt: skip
+    """What ``neurons`` [N, 5] of all kinds emit; as ``operators.grid_recurrent_spikes``."""
+    learns = neurons.requires_grad or traced(neurons)  # gradients of the neurons may be asked for
+    layer = (time, index, weight, delays, recurrent, neurons, delay)
+    *tape, _ = _RecurrentSpikeTimes.of(*layer, learns, *specialized(solver))
+    return Tape(*tape)
 
 
 def _constants(neuron: LIF, solver: OnGrid, values: Tensor) -> tuple[list[float], str, str]:
@@ -108,26 +115,32 @@ class _SpikeTimes(FirstOrder):
         return operators.grid_adjoint(steps, *tape, grad, ctx.width, *constants), None, None, None
 
 
-class _IndividualSpikeTimes(FirstOrder):
+class _RecurrentSpikeTimes(FirstOrder):
     @staticmethod
-    def forward(time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, solver: OnGrid) -> tuple[Tensor, ...]:
-        return operators.individual_spikes(
-            time, index, weight, neurons, solver.t_end, solver.dt, solver.grazing, solver.min_slope
+    def forward(
+        time: Tensor, index: Tensor, weight: Tensor, delays: Tensor, recurrent: Tensor, neurons: Tensor, delay: float,
+        learns: bool, solver: OnGrid,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        backend = solver.backend_for(time.device)
+        grid = (solver.t_end, solver.dt, solver.scheme)
+        return operators.grid_recurrent_spikes(
+            time, index, weight, delays, recurrent, neurons, delay, *grid, learns, backend
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        *received, ctx.solver = inputs
+        *tensors, ctx.delay, _, ctx.solver = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*received)
+        ctx.save_for_backward(*tensors, *output)
 
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return (None,) * 5
-        solver = ctx.solver
-        by_time, by_weight, by_neurons = operators.individual_adjoint(
-            *ctx.saved_tensors, grad, solver.t_end, solver.dt, solver.grazing, solver.min_slope
-        )
-        return by_time, None, by_weight, by_neurons, None
+            return (None,) * 9
+        solver, delay = ctx.solver, ctx.delay
+        by_time, *by_layer = operators.grid_recurrent_adjoint(
+            *ctx.saved_tensors, grad, delay, solver.t_end, solver.dt, solver.scheme, solver.grazing, solver.min_slope,
+            ctx.needs_input_grad[0], solver.backend_for(grad.device),
+        )  # fmt: skip
+        return by_time if ctx.needs_input_grad[0] else None, None, *by_layer, None, None, None

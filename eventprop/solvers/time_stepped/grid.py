@@ -41,6 +41,20 @@ class Grid(NamedTuple):
         return cls(whole_steps(t_end, dt), dt, a, s, phi, neuron, exact)
 
 
+class Steps(NamedTuple):
+    """A ``Grid`` without its neurons, for those that differ."""
+
+    steps: int
+    dt: float
+    exact: bool
+
+    @classmethod
+    def of(cls, neurons: Tensor, t_end: float, dt: float, scheme: str) -> Steps:
+        """For ``neurons`` [N, 5], the table of ``LearnableLIF``."""
+        check_step(dt, float(neurons.detach()[:, :2].min()), scheme)
+        return cls(whole_steps(t_end, dt), dt, scheme == "exponential")
+
+
 class OnGrid(Protocol):
     """What the functions of the grid ask of a solver."""
 

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eventprop.core.neuron import LIF
-from eventprop.core.spikes import whole_steps
 
 from ..operators import TAPE_PADDING, operator, rows, some
 from ..solver import effective_slope
 from ..tape import Tape
-from . import heterogeneous
-from .grid import Grid, check_step
+from . import heterogeneous_reference
+from .grid import Grid, Steps
 
 
 def _solver(numbers: Sequence[float], scheme: str, backend: str) -> tuple[ModuleType, Grid]:
@@ -109,51 +109,62 @@ def grid_adjoint(
     return solver.adjoint(steps, Tape(at, neuron, slope, step), grad, neurons, grid)
 
 
-@operator(lambda time, *_: rows(time, some()), *TAPE_PADDING)
-def individual_spikes(
-    time: Tensor,
-    index: Tensor,
-    weight: Tensor,
-    neurons: Tensor,
-    t_end: float,
-    dt: float,
-    grazing: str,
-    min_slope: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The ``Tape`` of ``neurons`` [N, 5] of all kinds."""
+def _with_kept(time: Tensor, *_) -> tuple[Tensor, ...]:
+    tape = rows(time, some())
+    return *tape, time.new_empty((*tape[0].shape, some()))
+
+
+@operator(_with_kept, *TAPE_PADDING, 0.0)
+def grid_recurrent_spikes(
+    time: Tensor, index: Tensor, weight: Tensor, delays: Tensor, recurrent: Tensor, neurons: Tensor, delay: float,
+    t_end: float, dt: float, scheme: str, learns: bool, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The ``Tape`` of ``neurons`` [N, 5] of all kinds, which receive spikes through ``weight`` [N, M], after ``delays`` [N, M],
+    or [N, 0] for none, and their own, after a ``delay``, through ``recurrent`` [N, N] or [N, 0]. And what is kept of each
+    spike, for the gradients of time constants if it ``learns`` these, and for the holds of V."""
+    layer, grid = (time, index, weight, delays, recurrent, delay, neurons), Steps.of(neurons, t_end, dt, scheme)
+    if backend == "numba":
+        from .kernels import heterogeneous
+
+        tape, kept = heterogeneous.forward(*layer, grid, learns)
+        return *tape, kept
     with torch.no_grad():
-        return _individual(time, index, weight, neurons, t_end, dt, grazing, min_slope)
+        tape = heterogeneous_reference.forward(*layer, grid, torch.Tensor.clone)
+    return *tape, time.new_empty((*tape.time.shape, 0))
 
 
-@operator(lambda time, index, weight, neurons, *_: tuple(torch.empty_like(x) for x in (time, weight, neurons)))
-def individual_adjoint(
-    time: Tensor, index: Tensor, weight: Tensor, neurons: Tensor, grad: Tensor,
-    t_end: float, dt: float, grazing: str, min_slope: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dL/d(time, weight, neurons) from ``grad`` [B, S], the gradient of the emitted times; runs forward again."""
+def _of_layer(time: Tensor, index: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return time.new_empty(time.shape if rest[-2] else 0), *(torch.empty_like(x) for x in rest[:4])
+
+
+@operator(_of_layer)
+def grid_recurrent_adjoint(
+    time: Tensor, index: Tensor, weight: Tensor, delays: Tensor, recurrent: Tensor, neurons: Tensor,
+    at: Tensor, neuron: Tensor, slope: Tensor, after: Tensor, kept: Tensor, grad: Tensor, delay: float,
+    t_end: float, dt: float, scheme: str, grazing: str, min_slope: float, need_time: bool, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dL/d(time, weight, delays, recurrent, neurons) from ``grad`` [B, S] = dL/dat, the first empty where not needed; in torch
+    by running forward again."""
+    layer, grid = (time, index, weight, delays, recurrent, delay, neurons), Steps.of(neurons, t_end, dt, scheme)
+    if backend == "numba":
+        from .kernels import heterogeneous_adjoint
+
+        tape = Tape(at, neuron, effective_slope(slope, grazing, min_slope), after)
+        by_time, by_weight, by_delays, by_recurrent, by_neurons = heterogeneous_adjoint.adjoint(
+            *layer, grid, tape, kept, grad, need_time
+        )
+        return by_time if need_time else time.new_empty(0), by_weight, by_delays, by_recurrent, by_neurons
     # an operator that a mode has dispatched (opcheck and others) finds autograd switched off
     included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     excluded = excluded.remove(torch._C.DispatchKey.AutogradFunctionality)
     with torch.enable_grad(), torch._C._ForceDispatchKeyGuard(included, excluded):
-        time, weight, neurons = (x.detach().clone().requires_grad_() for x in (time, weight, neurons))
-        tape = _individual(time, index, weight, neurons, t_end, dt, grazing, min_slope)
-        by_time, by_weight, by_neurons = torch.autograd.grad(tape.time, (time, weight, neurons), grad)
-        return by_time, by_weight, by_neurons
-
-
-def _individual(
-    time: Tensor,
-    index: Tensor,
-    weight: Tensor,
-    neurons: Tensor,
-    t_end: float,
-    dt: float,
-    grazing: str,
-    min_slope: float,
-) -> Tape:
-    check_step(dt, float(neurons.detach()[:, :2].min()), "exponential")
-
-    def slope_used(slope: Tensor) -> Tensor:
-        return effective_slope(slope, grazing, min_slope)
-
-    return heterogeneous.forward(time, index, weight, neurons, whole_steps(t_end, dt), dt, slope_used)
+        time, *inputs = (x.detach().clone().requires_grad_() for x in (time, weight, delays, recurrent, neurons))
+        weight, delays, recurrent, neurons = inputs
+        again = heterogeneous_reference.forward(
+            time, index, weight, delays, recurrent, delay, neurons, grid,
+            lambda slope: effective_slope(slope, grazing, min_slope),
+        )  # fmt: skip
+        by_time, by_weight, by_delays, by_recurrent, by_neurons = torch.autograd.grad(
+            again.time, (time, *inputs), grad, materialize_grads=True
+        )
+        return by_time if need_time else time.new_empty(0), by_weight, by_delays, by_recurrent, by_neurons

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eventprop.core.checks import choice, is_finite, positive
+from eventprop.core.checks import bounds, choice, finite_entries, is_finite, positive
 from eventprop.core.learnable import LearnableLIF, parameters_of
 from eventprop.core.neuron import LIF, flow
 from eventprop.core.observe import observe
@@ -19,10 +19,10 @@ from eventprop.core.spikes import Spikes, whole_steps
 
 from ..event_driven import EventDriven
 from ..problem import Convolution, Dense, LinearMap, Problem
-from ..solver import Solver, delayed_times, spikes_by_passes
+from ..solver import Solver
 from ..support import EVERYWHERE, Kind, Support
-from ..tape import check_finite
-from .functions import drive_of, effects, spikes_of, spikes_of_individuals
+from ..tape import Tape, check_finite
+from .functions import drive_of, effects, recurrent_spikes_of, spikes_of
 from .grid import SCHEMES, Grid, dense
 from .grid_spikes import GridSpikes
 
@@ -50,6 +50,14 @@ class BackwardRule:
         tape = spikes_of(drive.flatten(3), steps, neuron, solver)
         observe(tape.neuron, tape.after)
         return GridSpikes._on_grid(tape.time, tape.neuron, tuple(drive.shape[3:]), tape.slope, solver.dt, solver.t_end)
+
+    def recurrent_spikes(self, problem: Problem, arrivals: Spikes, solver: TimeStepped) -> GridSpikes:
+        """What a fully connected layer emits whose neurons receive its own spikes, or differ, or whose synapses have delays."""
+        tape = spikes_of_layer(problem, arrivals, solver)
+        observe(tape.neuron, tape.after)
+        assert isinstance(problem.synapses, Dense)
+        shape = (len(problem.synapses.weight),)
+        return GridSpikes._on_grid(tape.time, tape.neuron, shape, tape.slope, solver.dt, solver.t_end)
 
     def effects(self, arrivals: Spikes, neuron: LIF, solver: TimeStepped) -> tuple[Tensor, Tensor]:
         """The steps [A] with arrivals, and what these have raised through a weight of 1 by the end of each, [2, A, B, M]."""
@@ -147,10 +155,9 @@ class TimeStepped(Solver):
 
     def spikes_of(self, problem: Problem, arrivals: Spikes) -> Spikes:
         synapses, neuron = problem.synapses, problem.neuron
-        if problem.recurrence is not None:
-            return spikes_by_passes(self, problem, arrivals)
-        if isinstance(synapses, Dense) and (synapses.delay is not None or isinstance(neuron, LearnableLIF)):
-            return self._individual(problem, arrivals, synapses)
+        differs = problem.recurrence is not None or isinstance(neuron, LearnableLIF)
+        if isinstance(synapses, Dense) and (differs or synapses.delay is not None):
+            return self.rule.recurrent_spikes(problem, arrivals, self)
         assert isinstance(neuron, LIF)
         if isinstance(synapses, Dense):
             steps, drive = self.rule.drive(arrivals, synapses.weight, neuron, self)
@@ -158,15 +165,6 @@ class TimeStepped(Solver):
             function = synapses.function if isinstance(synapses, LinearMap) else _convolution(synapses, arrivals)
             steps, drive = self.drive_behind(function, arrivals, neuron)
         return self.rule.spikes(steps, drive, neuron, self)
-
-    def _individual(self, problem: Problem, arrivals: Spikes, synapses: Dense) -> GridSpikes:
-        """The spikes of neurons with parameters, or with delays of their synapses, of their own."""
-        weight, delay = synapses
-        time = arrivals.time[:, :, None] if delay is None else delayed_times(arrivals, delay)
-        received = time, arrivals.index.long(), arrivals.scaled(weight)
-        tape = spikes_of_individuals(*received, parameters_of(problem.neuron, weight), self)
-        observe(tape.neuron, tape.after)
-        return GridSpikes._on_grid(tape.time, tape.neuron, (len(weight),), tape.slope, self.dt, self.t_end)
 
     def potential_of(self, problem: Problem, arrivals: Spikes) -> Tensor:
         return self.rule.potential(problem, arrivals, self)
@@ -194,6 +192,20 @@ class TimeStepped(Solver):
             potential.append(v)
         check_finite(is_finite(v))  # what is not stays so
         return torch.stack(potential)
+
+
+def spikes_of_layer(problem: Problem, arrivals: Spikes, solver: TimeStepped) -> Tape:
+    """What a fully connected layer of any kind emits."""
+    synapses, recurrence = problem.synapses, problem.recurrence
+    assert isinstance(synapses, Dense)
+    weight = synapses.weight
+    delays = weight.new_zeros(len(weight), 0) if synapses.delay is None else synapses.delay
+    finite_entries("delay", delays)
+    if bounds(delays)[0] < 0.0:
+        raise ValueError(f"delay must be >= 0, got {bounds(delays)[0]}")
+    recurrent, delay = (weight.new_zeros(len(weight), 0), 0.0) if recurrence is None else recurrence
+    received = arrivals.time, arrivals.index.long(), arrivals.scaled(weight)
+    return recurrent_spikes_of(*received, delays, recurrent, parameters_of(problem.neuron, weight), delay, solver)
 
 
 def _convolution(synapses: Convolution, arrivals: Spikes) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""The time-stepped solver on the CPU, in numba: the same functions as in ``reference``.
+"""Plain layers on a grid, in numba: the same functions as in ``reference``.
 
 Each sample is walked once over time, with its neurons along the vector axis and their state in the first-level cache.
 
@@ -27,15 +27,15 @@ from eventprop.core.neuron import (
     spike_jump,
 )
 
-from ..arguments import Arrivals
-from ..chunks import backward_tasks, part_of, weight_gradient
-from ..compilation.exponential import exp
-from ..compilation.jit import arrays, is_finite, jit, threads
-from ..crossing import NEVER, next_crossing
-from ..emission import Columns, record, recorded, row_of, sort_by_time
-from ..tape import MAX_SPIKES_PER_SAMPLE, Tape
-from .grid import Grid
-from .reference import AFTER, BEFORE, BETWEEN, EDGE, KINDS
+from ...arguments import Arrivals
+from ...chunks import backward_tasks, part_of, weight_gradient
+from ...compilation.exponential import exp
+from ...compilation.jit import arrays, is_finite, jit, threads
+from ...crossing import NEVER, next_crossing
+from ...emission import Columns, record, recorded, row_of, sort_by_time
+from ...tape import MAX_SPIKES_PER_SAMPLE, Tape
+from ..grid import Grid
+from ..reference import AFTER, BEFORE, BETWEEN, EDGE, KINDS
 
 NO_STEP = -1
 

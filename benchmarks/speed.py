@@ -55,14 +55,18 @@ def make_job(batches: int) -> Job:
     )
 
 
-def seconds_per_epoch(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What ``compare`` returns, in the units of this job."""
+def measured(names: list[str], job: Job, turns: int, patience: float) -> dict[str, Any]:
+    """What ``compare`` returns, in the units of this job; the epochs of training apart."""
+    rows = compare(names, job, turns, patience)
     for row in rows.values():
         if "seconds" in row:
             row["seconds_per_epoch"] = row.pop("seconds") * EPOCH / BATCH
         if "hidden_spikes" in row:
             row["hidden_spikes_per_image"] = row.pop("hidden_spikes")
-    return rows
+    return {
+        "contenders": {name: row for name, row in rows.items() if name in ADAPTERS},
+        "training": {name: row for name, row in rows.items() if name not in ADAPTERS},
+    }
 
 
 def work_precision(job: Job, repeats: int = 15) -> list[dict[str, Any]]:
@@ -126,7 +130,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    rows = report["contenders"]
+    rows = report["contenders"] | report["training"]
     reference = rows["event_driven"]["seconds_per_epoch"]
     lines = [
         "| contender | s per epoch | times event-driven | peak memory, MiB | hidden spikes | what is not equal |",
@@ -165,7 +169,7 @@ def main() -> None:
         report = {
             **provenance(),
             "events_per_image": float(np.isfinite(job.times).sum(2).mean()),
-            "contenders": seconds_per_epoch(compare(names, job, arguments.turns, arguments.patience)),
+            **measured(names, job, arguments.turns, arguments.patience),
         }  # fmt: skip
         print(table(report))
         if arguments.only is not None:

@@ -62,7 +62,7 @@ names = sorted(contenders, key=lambda name: contenders[name]["seconds_per_epoch"
 KINDS = {
     "exact gradient, this package": (
         BLUE,
-        ("event_driven", "event_driven_busy", "event_driven_one_thread", "time_stepped"),
+        ("event_driven", "event_driven_untuned", "event_driven_busy", "event_driven_one_thread", "time_stepped"),
     ),
     "surrogate gradient, this repository": (SKY, ("surrogate", "rate_coded")),
     "surrogate gradient, other packages": (VERMILION, ("snntorch", "spikingjelly", "norse")),

@@ -57,7 +57,7 @@ def study_random(sizes: list[int], loss: str) -> list[Convergence]:
 
 
 def study_trained(experiment: str, *overrides: str) -> list[Convergence]:
-    config, network, dataset = trained(experiment, *overrides)
+    config, network, dataset, _ = trained(experiment, *overrides)
     config = replace(config, train=replace(config.train, dtype="float64"))
     order = torch.randperm(len(dataset.train.labels), generator=torch.Generator().manual_seed(SEED))
     arrivals, target = next(iter(encoded(config, dataset.train).batches(SAMPLES, order)))

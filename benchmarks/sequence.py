@@ -1,89 +1,125 @@
-"""Steps on long, dense streams of events: how much longer recurrent layers and neurons that differ take than the plain layer.
+"""Steps on long, dense streams of events, by layers of this package and by the peers that have recurrent ones, in one run.
 
-    python benchmarks/sequence.py
+    pip install -e ".[peers]" && python benchmarks/sequence.py
 
-700 inputs, 8,000 arrivals in 1,000 ms, 256 neurons, a readout of the maximum over 20 classes; batch 32, float32, forward and
-backward. The layers alternate; the table has the median of the turns, and the ratio to the plain layer.
+700 inputs, 8,000 arrivals in 1,000 ms, 256 neurons with about 6 spikes each, a readout of the maximum over 20 classes; batch
+32, float32, forward and backward. Contenders take turns (``turns``). All have the same weights, scaled to the units of each
+package; how many spikes their neurons emit with them is in the table. Then, for some of them, how time and memory grow with the
+window at equal rates, the neurons, the arrivals at equal hidden spikes, and the hidden spikes.
+
+Writes results/sequence.json and results/sequence.md, in two parts that ``--part`` makes alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+import json
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
+from contenders import SEQUENCES, SequenceJob
+from contenders.layers import made
+from provenance import provenance
+from turns import compare
 
-from eventprop import EventDriven, LeakyReadout, LearnableLIF, Spikes, SpikingLinear, SpikingRecurrent
+from eventprop import Spikes
 
-BATCH, INPUTS, ARRIVALS, NEURONS, CLASSES, T_END = 32, 700, 8000, 256, 20, 1000.0
-SOLVER = EventDriven(T_END)
-
-
-def different() -> LearnableLIF:
-    """Neurons all of which have other time constants."""
-    neuron = LearnableLIF(NEURONS)
-    with torch.no_grad():
-        for logarithm in (neuron.log_tau_mem, neuron.log_tau_syn):
-            logarithm.add_(0.1 * torch.randn(NEURONS))
-    return neuron
-
-
-LAYERS: dict[str, Callable[[], SpikingLinear]] = {
-    "SpikingLinear": lambda: SpikingLinear(INPUTS, NEURONS, solver=SOLVER),
-    "SpikingLinear of LearnableLIF": lambda: SpikingLinear(
-        INPUTS, NEURONS, solver=SOLVER, neuron=LearnableLIF(NEURONS)
-    ),
-    "the same, all different": lambda: SpikingLinear(INPUTS, NEURONS, solver=SOLVER, neuron=different()),
-    "SpikingRecurrent, delay 1 ms": lambda: SpikingRecurrent(INPUTS, NEURONS, solver=SOLVER, recurrent_std=0.1),
-    "the same of LearnableLIF, all different": lambda: SpikingRecurrent(
-        INPUTS, NEURONS, solver=SOLVER, recurrent_std=0.1, neuron=different()
-    ),
+RESULTS = Path(__file__).parent.parent / "results" / "sequence.json"
+BATCH, INPUTS, CLASSES = 32, 700, 20
+GROWING = (
+    "layers:SpikingLinear", "layers:SpikingRecurrent", "layers:all different", "layers:TimeStepped", "snntorch:plain",
+    "snntorch:recurrent",
+)  # fmt: skip
+GROWTH: dict[str, list[dict[str, float]]] = {
+    "window, ms": [{"t_end": t, "arrivals": 8 * t, "spikes": 6e-3 * t} for t in (100, 1000, 10_000)],
+    "neurons": [{"neurons": n} for n in (64, 256, 1024)],
+    "arrivals": [{"arrivals": n} for n in (2000, 8000, 32_000)],
+    "spikes per neuron": [{"spikes": n} for n in (2, 6, 18)],
 }
 
 
-def made(kind: str, std: float) -> nn.Sequential:
-    torch.manual_seed(0)
-    layer = LAYERS[kind]()
-    torch.manual_seed(1)
-    nn.init.normal_(layer.weight, 0.0, std)
-    return nn.Sequential(layer, LeakyReadout(NEURONS, CLASSES, solver=SOLVER))
+def make_job(t_end: float = 1000.0, arrivals: int = 8000, neurons: int = 256, spikes: float = 6.0) -> SequenceJob:
+    """Random arrivals and weights, those of the layer as large as it takes for that many ``spikes`` per neuron."""
+    generator = np.random.default_rng(0)
+    time = np.sort(t_end * generator.random((BATCH, arrivals), dtype=np.float32), axis=1)
+    index = generator.integers(INPUTS, size=time.shape)
+    first, back, last = (
+        generator.standard_normal(shape, dtype=np.float32)
+        for shape in ((INPUTS, neurons), (neurons, neurons), (neurons, CLASSES))
+    )
+    trains = Spikes(torch.from_numpy(time), torch.from_numpy(index), INPUTS)
+
+    def job(std: float) -> SequenceJob:
+        weights = (std * first, 0.1 * back * (256 / neurons) ** 0.5, last)
+        return SequenceJob(time, index, np.arange(BATCH)[None] % CLASSES, weights, t_end)
+
+    low, high = 0.01, 10.0
+    for _ in range(10):
+        middle = (low * high) ** 0.5
+        with torch.no_grad():
+            found = float(made(job(middle), "SpikingLinear")[0](trains).count().float().mean())
+        low, high = (middle, high) if found < spikes else (low, middle)
+    return job(middle)
 
 
-def step(network: nn.Sequential, spikes: Spikes, target: torch.Tensor) -> float:
-    """Seconds for a forward and a backward pass."""
-    network.zero_grad()
-    begin = time.perf_counter()
-    F.cross_entropy(network(spikes), target).backward()
-    return time.perf_counter() - begin
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    plain = rows["layers:SpikingLinear"]["seconds"]
+    lines = ["| contender | s per step | times plain | peak memory, MiB | spikes per neuron |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        if "skipped" in row:
+            lines.append(f"| {name} | skipped: {row['skipped']} | | | |")
+            continue
+        label = " ".join([name, *row["versions"].values()])
+        lines.append(
+            f"| {label} | {row['seconds']:.3g} | {row['seconds'] / plain:.3g} | {row['peak_mib']:,.0f} | "
+            f"{row['hidden_spikes']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def growth_table(growth: dict[str, list[dict[str, Any]]]) -> str:
+    lines = [
+        f"| s per step (MiB) | {' | '.join(name.split(':', 1)[1] + ', ' + name.split(':')[0] for name in GROWING)} |"
+    ]
+    lines.append("|---" * (len(GROWING) + 1) + "|")
+    for what, sizes in growth.items():
+        for size in sizes:
+            rows = (size["rows"][name] for name in GROWING)
+            cells = ("" if "skipped" in row else f"{row['seconds']:.3g} ({row['peak_mib']:,.0f})" for row in rows)
+            lines.append(f"| {size['size']:g} {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Seconds per step of layers on long, dense streams of events.")
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--std", type=float, default=0.3, help="of the weights: more for more spikes")
+    parser = argparse.ArgumentParser(description="Steps on long, dense streams of events.")
+    parser.add_argument("--only", nargs="+", choices=SEQUENCES, help="print these and the plain layer, write nothing")
+    parser.add_argument(
+        "--part", choices=("contenders", *GROWTH), help="measure this alone, keep the rest of the results"
+    )
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--patience", type=float, default=5.0, help="seconds of a second step, after which one stops")
     arguments = parser.parse_args()
-    torch.manual_seed(2)
-    spikes = Spikes(torch.rand(BATCH, ARRIVALS).mul(T_END).sort(1)[0], torch.randint(INPUTS, (BATCH, ARRIVALS)), INPUTS)
-    target = torch.arange(BATCH) % CLASSES
-    networks = {kind: made(kind, arguments.std) for kind in LAYERS}
-    turns: dict[str, list[float]] = {kind: [] for kind in LAYERS}
-    for turn in range(arguments.turns + 1):
-        for kind, network in networks.items():
-            seconds = step(network, spikes, target)
-            if turn:  # the first is a warm-up
-                turns[kind].append(seconds)
-    plain = statistics.median(turns["SpikingLinear"])
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print("| layer | spikes per neuron | s per step | ratio |\n|---|---|---|---|")
-    for kind, network in networks.items():
-        with torch.no_grad():
-            count = float(network[0](spikes).count().float().mean())
-        median = statistics.median(turns[kind])
-        print(f"| {kind} | {count:.1f} | {median:.3f} | {median / plain:.2f} |")
+    options = {"turns": arguments.turns, "patience": arguments.patience}
+    if arguments.only is not None:
+        print(table(compare(dict.fromkeys(("layers:SpikingLinear", *arguments.only)), make_job(), **options)))
+        return
+    report = json.loads(RESULTS.read_text()) if arguments.part and RESULTS.exists() else {"growth": {}}
+    report |= provenance()
+    if arguments.part in (None, "contenders"):
+        report["contenders"] = compare(SEQUENCES, make_job(), **options)
+    for what, sizes in GROWTH.items():
+        if arguments.part in (None, what):
+            report["growth"][what] = [
+                {"size": next(iter(size.values())), "rows": compare(GROWING, make_job(**size), **options)}
+                for size in sizes
+            ]
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    tables = [table(report["contenders"])] if "contenders" in report else []
+    tables += [growth_table(report["growth"])] if report["growth"] else []
+    RESULTS.with_suffix(".md").write_text("\n\n".join(tables) + "\n")
+    print(*tables, sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,9 @@
     pip install -e ".[peers]" && EVENTPROP_DATA=../shared/data python benchmarks/speed.py
 
 The job is in ``contenders``: 784-350-10 on latency-coded MNIST, batch 64, float32; forward, backward and Adam, data in memory.
-Every contender lives in a process of its own, and they take turns of a second, so that a noisy machine is noisy for all. In a
-turn one step follows the other, as in training. What is reported is the median over all steps but those of the first fifth of
-a turn, when caches are cold and threads asleep, and but those of a warm-up, times the 937.5 steps of an epoch. Peak memory is
-what a step adds, at its peak, to what the process holds between steps: network, optimizer, data, libraries and compiled code
-are left out (Linux).
+Every contender lives in a process of its own, and they take turns (``turns``); what is reported is the median step times the
+937.5 steps of an epoch. Beside them stand epochs of the package's own training loop: of ``mnist_gray`` whole ones, with the
+same weights and state of Adam, and of slower experiments the first part of one, times what it is short of.
 
 Work and precision: for the solvers of this package at several step lengths, the time per step and how far the gradient of the
 first layer is from that of the event-driven solver in float64.
@@ -19,24 +17,21 @@ alone; refuses to replace another machine's results.
 from __future__ import annotations
 
 import argparse
-import importlib
-import itertools
 import json
-import multiprocessing
 import statistics
-import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from contenders import ADAPTERS, Job
-from provenance import machine, peak_memory, provenance
+from contenders.training import EPOCHS
+from provenance import machine, provenance
+from turns import compare
 
 RESULTS = Path(__file__).parent.parent / "results"
 BATCH, EPOCH = 64, 60_000
-TURN, COLD = 1.0, 0.2  # s
+CONTENDERS = (*ADAPTERS, *(f"training:{name}" for name in EPOCHS))
 
 
 def make_job(batches: int) -> Job:
@@ -46,99 +41,32 @@ def make_job(batches: int) -> Job:
 
     from eventprop import latency_encode
 
-    _, network, dataset = trained("mnist_gray")
+    _, network, dataset, optimizer = trained("mnist_gray")
     rows = torch.randperm(len(dataset.train.labels), generator=torch.Generator().manual_seed(0))[: batches * BATCH]
     times = latency_encode(dataset.train.images[rows]).to_times(1)[..., 0]
     return Job(
         times=times.unflatten(0, (batches, BATCH)).numpy(),
         labels=dataset.train.labels[rows].unflatten(0, (batches, BATCH)).numpy(),
         weights=tuple(weight.detach().t().numpy() for weight in network.parameters()),
+        moments=tuple(
+            (optimizer.state[w]["exp_avg"].numpy(), optimizer.state[w]["exp_avg_sq"].numpy())
+            for w in network.parameters()
+        ),
     )
 
 
-class Contender:
-    """A contender in a process of its own."""
-
-    def __init__(self, name: str, job: Job) -> None:
-        self.name, self.first, self.times = name, [], []
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(name, job, theirs), daemon=True)
-        self._process.start()
-        theirs.close()  # so that the end of the process ends the waiting for it
-        self.skipped: str | None = self._pipe.recv()
-
-    def turn(self, seconds: float) -> list[float]:
-        """Seconds of each step of a turn of at least two steps."""
-        self._pipe.send(seconds)
-        return self._pipe.recv()
-
-    def finish(self, slow: bool) -> dict[str, float]:
-        """End the process; what a row of the table has besides times. Memory of a ``slow`` one is measured once."""
-        self._pipe.send(None)
-        self._pipe.send(1 if slow else 3)
-        rest = self._pipe.recv()
-        self._process.join()
-        return rest
-
-
-def _work(name: str, job: Job, pipe) -> None:
-    try:
-        adapter = importlib.import_module(f"contenders.{name}")
-        for package in adapter.PACKAGES:
-            version(package)
-    except PackageNotFoundError as error:
-        pipe.send(f"{error.name} is not installed")
-        return
-    step = adapter.training_step(job)
-    pipe.send(None)
-    batches = itertools.cycle(range(len(job.labels)))
-    while (seconds := pipe.recv()) is not None:
-        times = []
-        while sum(times) < seconds or len(times) < 2:
-            begin = time.perf_counter()
-            step(next(batches))
-            times.append(time.perf_counter() - begin)
-        pipe.send(times)
-    rest = {"peak_mib": statistics.median(peak_memory(lambda: step(0)) for _ in range(pipe.recv()))}
-    if hasattr(step, "hidden_spikes"):
-        rest["hidden_spikes_per_image"] = step.hidden_spikes()
-    pipe.send(rest)
-
-
-def compare(names: list[str], job: Job, turns: int, patience: float) -> dict[str, dict[str, Any]]:
-    """Alternate the contenders. The first turn is a warm-up. One that needs more than ``patience`` seconds for its
-    second step (the first may compile) stops there, and that step is what is reported."""
-    rows: dict[str, dict[str, Any]] = {}
-    contenders = []
-    for name in names:
-        contender = Contender(name, job)
-        print(f"{name}: {contender.skipped or 'ready'}", file=sys.stderr)
-        if contender.skipped:
-            rows[name] = {"skipped": contender.skipped}
-        else:
-            contenders.append(contender)
-    for contender in contenders:
-        contender.first = contender.turn(0.0)
-    quick = [contender for contender in contenders if contender.first[1] < patience]
-    for turn in range(turns + 1):
-        for contender in quick:
-            times = contender.turn(TURN)
-            cold = max(1, int(np.searchsorted(np.cumsum(times), COLD)))
-            contender.times += times[cold:] if turn > 0 else []
-    for contender in contenders:
-        adapter = importlib.import_module(f"contenders.{contender.name}")
-        times = contender.times or contender.first[1:]
-        low, median, high = statistics.quantiles(times) if len(times) > 1 else times * 3
-        rows[contender.name] = {
-            "seconds_per_epoch": median * EPOCH / BATCH,
-            "ms_per_step": [1e3 * x for x in (low, median, high)],
-            "steps": len(times),
-            **contender.finish(slow=contender not in quick),
-            "versions": {package: version(package) for package in adapter.PACKAGES},
-            "not_equal": adapter.NOT_EQUAL,
-        }
-    return rows
+def measured(names: list[str], job: Job, turns: int, patience: float) -> dict[str, Any]:
+    """What ``compare`` returns, in the units of this job; the epochs of training apart."""
+    rows = compare(names, job, turns, patience)
+    for row in rows.values():
+        if "seconds" in row:
+            row["seconds_per_epoch"] = row.pop("seconds") * EPOCH / BATCH
+        if "hidden_spikes" in row:
+            row["hidden_spikes_per_image"] = row.pop("hidden_spikes")
+    return {
+        "contenders": {name: row for name, row in rows.items() if name in ADAPTERS},
+        "training": {name: row for name, row in rows.items() if name not in ADAPTERS},
+    }
 
 
 def work_precision(job: Job, repeats: int = 15) -> list[dict[str, Any]]:
@@ -202,7 +130,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    rows = report["contenders"]
+    rows = report["contenders"] | report["training"]
     reference = rows["event_driven"]["seconds_per_epoch"]
     lines = [
         "| contender | s per epoch | times event-driven | peak memory, MiB | hidden spikes | what is not equal |",
@@ -223,7 +151,7 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="One job on this package and on every installed peer.")
-    parser.add_argument("--only", nargs="+", choices=ADAPTERS, help="print these and event_driven, write nothing")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="print these and event_driven, write nothing")
     parser.add_argument("--precision", action="store_true", help="measure work and precision alone")
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--patience", type=float, default=2.0, help="seconds of a second step, after which one stops")
@@ -234,14 +162,14 @@ def main() -> None:
             parser.error(
                 f"{found} holds the results of another machine ({there}); this one is {here}. Move the file away first"
             )
-    names = [name for name in ADAPTERS if arguments.only is None or name in (*arguments.only, "event_driven")]
+    names = [name for name in CONTENDERS if arguments.only is None or name in (*arguments.only, "event_driven")]
     job = make_job(20)
     RESULTS.mkdir(exist_ok=True)
     if not arguments.precision:
         report = {
             **provenance(),
             "events_per_image": float(np.isfinite(job.times).sum(2).mean()),
-            "contenders": compare(names, job, arguments.turns, arguments.patience),
+            **measured(names, job, arguments.turns, arguments.patience),
         }  # fmt: skip
         print(table(report))
         if arguments.only is not None:

@@ -11,8 +11,8 @@ from eventprop.training.loop import train_epoch
 from eventprop.training.task import build_network, encoded
 
 
-def trained(experiment: str, *overrides: str) -> tuple[Config, torch.nn.Sequential, Dataset]:
-    """The network of an experiment after its training, with its configuration and data."""
+def trained(experiment: str, *overrides: str) -> tuple[Config, torch.nn.Sequential, Dataset, torch.optim.Optimizer]:
+    """The network of an experiment after its training, with its configuration, data and optimizer."""
     with initialize_config_dir(CONFIG_DIRECTORY, version_base="1.3"):
         config = parse(compose("config", [f"+experiment={experiment}", "logger.progress=lines", *overrides]))
     torch.manual_seed(config.seed)
@@ -24,4 +24,4 @@ def trained(experiment: str, *overrides: str) -> tuple[Config, torch.nn.Sequenti
     for epoch in range(config.train.epochs):
         train_epoch(config, network, optimizer, data, epoch)
         scheduler.step()
-    return config, network, dataset
+    return config, network, dataset, optimizer

@@ -27,6 +27,7 @@ from .tools.convergence import study_convergence
 from .tools.gradcheck import GradientReport, check_gradients
 from .tools.report import Report, report
 from .tools.traces import adjoint_trace, potential_trace
+from .training.process import tune_process
 
 __all__ = [
     "LIF",
@@ -65,4 +66,5 @@ __all__ = [
     "spike_count_penalty",
     "spike_time_mse",
     "study_convergence",
+    "tune_process",
 ]

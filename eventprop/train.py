@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from hydra.errors import HydraException
@@ -30,6 +27,7 @@ from eventprop.training.command_line import (
 from eventprop.training.config import CONFIG_DIRECTORY, Config, ConfigError, parse
 from eventprop.training.loop import train
 from eventprop.training.parallel import Processes, silence_followers
+from eventprop.training.process import tuned_process
 from eventprop.training.run_log import RunDirectory
 from eventprop.training.summary import in_words
 
@@ -39,33 +37,10 @@ log = logging.getLogger(__name__)
 OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True, replace=True)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc's malloc keep large blocks that are freed. It gives those above 32 MiB back to the system, and to get them
-    again, page by page, takes a third to a half of a step of ``mnist_csnn``. Other systems are left as they are."""
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        mallopt(-4, 0)  # M_MMAP_MAX; glibc before 2.35 takes no larger M_MMAP_THRESHOLD than its own
-
-
 def run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) -> None:
     """Train what ``config`` says in the run directory that Hydra has made, and report the test accuracy."""
-    keep_freed_memory()
-    with subnormal_numbers_as_zero():
+    with tuned_process():
         _run(config, parse, method)
-
-
-@contextlib.contextmanager
-def subnormal_numbers_as_zero() -> Iterator[None]:
-    """Adam's moments of inputs that rarely spike decay into subnormal numbers, which processors handle slowly. Threads take
-    this over from the one that starts them, and keep it."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def _run(config: DictConfig, parse: Callable[[DictConfig], Config], method: str) -> None:

@@ -84,7 +84,7 @@ def test_the_training_command_keeps_freed_memory():
     """Ten tensors of 9,766 pages, which are fetched anew for each otherwise; seen: those of one, for its alignment."""
     script = """
 import resource, torch
-from eventprop.train import keep_freed_memory
+from eventprop.training.process import keep_freed_memory
 keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.ones(10_000_000)
@@ -92,5 +92,38 @@ before = faults()
 for _ in range(10):
     torch.ones(10_000_000)
 assert faults() - before < 30_000, faults() - before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_subnormal_numbers_count_as_zero_in_all_threads():
+    """Also in threads that have started before; and no longer after a training. A kernel of numba sees the bits."""
+    script = """
+import numba, numpy as np, torch
+from eventprop import EventDriven, Spikes, SpikingLinear, tune_process
+from eventprop.training.process import tuned_process
+
+@numba.njit(parallel=True)
+def tenth(x):
+    y, thread = np.empty_like(x), np.empty(len(x), np.int64)
+    for k in numba.prange(len(x)):
+        y[k], thread[k] = x[k] * np.float32(0.1), numba.get_thread_id()
+    return y.view(np.uint32), thread
+
+layer = SpikingLinear(3, 5, solver=EventDriven(40.0))
+
+def zero_in_every_thread():
+    layer(Spikes.from_times(20 * torch.rand(64, 3)))  # starts the threads
+    bits, thread = tenth(np.full(100_000, 1e-38, np.float32))
+    return {bool((bits[thread == k] == 0).all()) for k in np.unique(thread)}
+
+assert zero_in_every_thread() == {False}
+with tuned_process():
+    if numba.threading_layer() != "omp":
+        raise SystemExit
+    assert zero_in_every_thread() == {True}
+assert zero_in_every_thread() == {False}
+tune_process()
+assert zero_in_every_thread() == {True}
 """
     subprocess.run([sys.executable, "-c", script], check=True)

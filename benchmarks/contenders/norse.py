@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import Job
+from . import Job, SequenceJob
 
 NOT_EQUAL = "surrogate gradient; forward Euler, spikes on the grid"
 PACKAGES = ("norse",)
@@ -37,4 +37,36 @@ def training_step(job: Job) -> Callable[[int], float]:
         optimizer.step()
         return loss.item()
 
+    return step
+
+
+def sequence_step(job: SequenceJob, variant: str) -> Callable[[int], float]:
+    import norse.torch as snn
+
+    rates = {"tau_mem_inv": torch.tensor(1e3 / job.tau_mem), "tau_syn_inv": torch.tensor(1e3 / job.tau_syn)}  # in 1/s
+    parameters, dt = snn.LIFParameters(**rates, v_th=torch.tensor(job.v_th)), 1e-3 * job.dt
+    first, back, last = (torch.from_numpy(weight).t().contiguous() for weight in job.weights)
+    (neurons, inputs), classes = first.shape, len(last)
+    if variant == "recurrent":
+        weights = {"input_weights": first, "recurrent_weights": back, "autapses": True}
+        hidden = [snn.LIFRecurrent(inputs, neurons, parameters, dt=dt, **weights)]
+    else:
+        hidden = [nn.Linear(inputs, neurons, bias=False), snn.LIF(parameters, dt=dt)]
+        hidden[0].weight.data = first
+    output = nn.Linear(neurons, classes, bias=False)
+    output.weight.data = last
+    network = snn.SequentialState(*hidden, output, snn.LI(snn.LIParameters(**rates), dt=dt))
+    raster, labels = torch.from_numpy(job.raster()), torch.from_numpy(job.labels[0])
+
+    def step(k: int) -> float:
+        network.zero_grad()
+        loss = F.cross_entropy(network(raster)[0].amax(0), labels)
+        loss.backward()
+        return loss.item()
+
+    def hidden_spikes() -> float:
+        with torch.no_grad():
+            return float(snn.SequentialState(*hidden)(raster)[0].sum(0).mean())
+
+    step.hidden_spikes = hidden_spikes  # type: ignore[attr-defined]  # PEP 232
     return step

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import Job
+from . import Job, SequenceJob
 
 NOT_EQUAL = "surrogate gradient; spikes on the grid; reset one step late; loss on spike counts"
 PACKAGES = ("snntorch",)
@@ -41,4 +41,50 @@ def training_step(job: Job) -> Callable[[int], float]:
         optimizer.step()
         return loss.item()
 
+    return step
+
+
+def sequence_step(job: SequenceJob, variant: str) -> Callable[[int], float]:
+    """The synapses of all steps at once, then the neurons step by step."""
+    import snntorch
+
+    alpha, beta = (float(np.exp(-job.dt / tau)) for tau in (job.tau_syn, job.tau_mem))
+    # its potential grows by the whole current in each step
+    first, back, last = (torch.from_numpy(weight).t().contiguous() * job.dt / job.tau_mem for weight in job.weights)
+    hidden, output = (nn.Linear(w.shape[1], w.shape[0], bias=False) for w in (first, last))
+    hidden.weight.data, output.weight.data = first, last
+    constants = {"alpha": alpha, "beta": beta, "threshold": job.v_th}
+    if variant == "recurrent":
+        neuron = snntorch.RSynaptic(linear_features=len(first), **constants)
+        neuron.recurrent.weight.data, neuron.recurrent.bias = back, None
+    else:
+        neuron = snntorch.Synaptic(**constants)
+    readout = snntorch.Synaptic(**constants, reset_mechanism="none")
+    network = nn.ModuleList([hidden, neuron, output, readout])
+    raster, labels = torch.from_numpy(job.raster()), torch.from_numpy(job.labels[0])
+
+    def emitted() -> torch.Tensor:
+        state = neuron.init_rsynaptic() if variant == "recurrent" else neuron.init_synaptic()
+        spikes = []
+        for current in hidden(raster):
+            emitted, *rest = neuron(current, *state)
+            state = (emitted, *rest) if variant == "recurrent" else rest
+            spikes.append(emitted)
+        return torch.stack(spikes)
+
+    def step(k: int) -> float:
+        network.zero_grad()
+        state, potentials = readout.init_synaptic(), []
+        for current in output(emitted()):
+            _, *state = readout(current, *state)
+            potentials.append(state[1])
+        loss = F.cross_entropy(torch.stack(potentials).amax(0), labels)
+        loss.backward()
+        return loss.item()
+
+    def hidden_spikes() -> float:
+        with torch.no_grad():
+            return float(emitted().sum(0).mean())
+
+    step.hidden_spikes = hidden_spikes  # type: ignore[attr-defined]  # PEP 232
     return step

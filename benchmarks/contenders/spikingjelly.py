@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import Job
+from . import Job, SequenceJob
 
 NOT_EQUAL = "surrogate gradient; spikes on the grid; no synaptic current; loss on spike counts"
 PACKAGES = ("spikingjelly",)
@@ -41,4 +42,42 @@ def training_step(job: Job) -> Callable[[int], float]:
         optimizer.step()
         return loss.item()
 
+    return step
+
+
+def sequence_step(job: SequenceJob, variant: str) -> Callable[[int], float]:
+    """``CUBALIFNode``, which has a synaptic current, and as readout neurons without one."""
+    from spikingjelly.activation_based import functional, layer, neuron, surrogate
+
+    decays = {"c_decay": float(np.exp(-job.dt / job.tau_syn)), "v_decay": float(np.exp(-job.dt / job.tau_mem))}
+    # its potential grows by the whole current in each step
+    first, back, last = (torch.from_numpy(weight).t().contiguous() for weight in job.weights)
+    first, back, neurons = first * job.dt / job.tau_mem, back * job.dt / job.tau_mem, len(first)
+    lif = neuron.CUBALIFNode(**decays, v_threshold=job.v_th, surrogate_function=surrogate.ATan())
+    lif.step_mode = "m"
+    if variant == "recurrent":
+        lif.step_mode = "s"
+        spiking = layer.LinearRecurrentContainer(lif, neurons, neurons, bias=False, step_mode="m")
+        spiking.rc.weight.data = torch.cat([torch.eye(neurons), back], dim=1)
+    else:
+        spiking = lif
+    hidden, output = (layer.Linear(w.shape[1], w.shape[0], bias=False, step_mode="m") for w in (first, last))
+    hidden.weight.data, output.weight.data = first, last
+    readout = neuron.NonSpikingLIFNode(tau=job.tau_mem / job.dt, decode="max-mem")
+    network = nn.Sequential(hidden, spiking, output, readout)
+    raster, labels = torch.from_numpy(job.raster()), torch.from_numpy(job.labels[0])
+
+    def step(k: int) -> float:
+        functional.reset_net(network)
+        network.zero_grad()
+        loss = F.cross_entropy(network(raster), labels)
+        loss.backward()
+        return loss.item()
+
+    def hidden_spikes() -> float:
+        functional.reset_net(network)
+        with torch.no_grad():
+            return float(network[:2](raster).sum(0).mean())
+
+    step.hidden_spikes = hidden_spikes  # type: ignore[attr-defined]  # PEP 232
     return step

@@ -117,9 +117,12 @@ class TensorLike(ABC):
             rows = rows if rows.numel() else rows.long()  # an empty list has no dtype of its own
         return self._each(lambda x: x[rows])._trimmed()
 
-    def select(self, rows: Tensor) -> Self:
-        """The samples ``rows`` (int64 [b]), without the padding that only other samples need."""
-        return self._each(lambda x: x[rows])._trimmed()
+    def select(self, rows: Tensor, columns: int | None = None) -> Self:
+        """The samples ``rows`` (int64 [b]), without the padding that only other samples need. Where it is known that they fill
+        so many ``columns``, no one looks."""
+        if columns is None:
+            return self._each(lambda x: x[rows])._trimmed()
+        return self._each(lambda x: x[:, :columns][rows])
 
     def split(self, split_size: int | list[int]) -> tuple[Self, ...]:
         """Batches of ``split_size`` samples, or of as many each as a list says; as ``Tensor.split``."""

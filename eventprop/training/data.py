@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -47,6 +48,11 @@ class EncodedSplit:
     def num_inputs(self) -> int:
         return self.spikes.num_neurons
 
+    @cached_property
+    def _filled(self) -> Tensor:
+        """[n] how many columns each sample fills: known once, and not looked for in every batch."""
+        return (self.spikes.index >= 0).sum(1).cpu()
+
     def batches(
         self, size: int, order: Tensor | None = None, epoch: int = EVALUATION, first: int = 0, part: Part = whole_batch
     ) -> Iterator[tuple[Spikes, Tensor]]:
@@ -54,7 +60,8 @@ class EncodedSplit:
         may be smaller. Of each, the ``part`` of its rows that is wanted."""
         for rows in _rows(len(self), size, order)[first:]:
             rows = part(rows)
-            yield self.spikes.select(rows), self.labels[rows]
+            columns = int(self._filled[rows].max()) if len(rows) else 0
+            yield self.spikes.select(rows, columns), self.labels[rows]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,12 +41,12 @@ def check_finite(
 
 def _not_finite(loss: Tensor | None, network: nn.Module) -> str | None:
     """The name of what is NaN or infinite: the loss, or the first gradient that is."""
-    if loss is not None and not loss.isfinite():
+    if loss is not None and not math.isfinite(loss.item()):
         return "the loss"
     for name, parameter in network.named_parameters():
         # a sum shows inf and NaN in a small part of the time, but may itself overflow
         grad = parameter.grad
-        if grad is not None and not grad.sum().isfinite() and not grad.isfinite().all():
+        if grad is not None and not math.isfinite(grad.sum().item()) and not grad.isfinite().all():
             return f"the gradient of {name}"
     return None
 

@@ -96,6 +96,7 @@ class Processes:
         if self.size == 1:
             return
         score, activity = progress.score, progress.activity
+        activity.count()
         score.samples, activity.samples = self._sum(torch.tensor([score.samples, activity.samples])).tolist()
         score.loss, score.correct, activity.grazing = map(self._sum, (score.loss, score.correct, activity.grazing))
         activity.counts = [
@@ -110,7 +111,7 @@ class Processes:
         return sizes.tolist()
 
     def _sum(self, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
+        total = tensor.cpu().clone()
         distributed.all_reduce(total)
         return total
 

@@ -171,6 +171,8 @@ def test_opcheck(backend):
     individuals = torch.tensor([[20.0, 5.0, 1.0, 0.1, 1.0]] * 5, dtype=torch.float64)
     empty = weight.new_zeros(5, 0)
     several = ops.recurrent_spikes(*received, weight, empty, individuals, 0.0, 40.0, True)
+    delay = weight.abs()
+    delayed = ops.delayed_spikes(*received, weight, delay, individuals, 40.0, True)
     apart = ops.individual_spikes(FLAT.time[:, :, None], FLAT.index, weight, individuals, 40.0, 1.0, "raw", 1e-3)
     window = [1, 3, 2, 2, 2, 1, 1, 0, 0]
     patches = ops.unfold(*received, window, backend)
@@ -187,6 +189,11 @@ def test_opcheck(backend):
         (
             ops.recurrent_adjoint,
             (*received, weight, empty, individuals, *several, torch.ones_like(several[0]), 0.0, 40.0, True),
+        ),
+        (ops.delayed_spikes, (*received, weight, delay, individuals, 40.0, True)),
+        (
+            ops.delayed_adjoint,
+            (*received, weight, delay, individuals, *delayed, torch.ones_like(delayed[0]), 40.0, True),
         ),
         (ops.unfold, (*received, window, backend)),
         (ops.fold, (inside[0], inside[1], inside[2], 2, backend)),

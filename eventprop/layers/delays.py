@@ -87,8 +87,10 @@ class Delay(nn.Module):
 class DelayedSpikingLinear(SpikingLinear):
     """A ``SpikingLinear`` whose synapses delay the spikes that they transmit.
 
-    A neuron receives each spike at a time of its own, so the work and the memory of a layer grow with the number of its
-    synapses times the spikes they transmit: for small layers. With ``TimeStepped``, autograd goes through every step.
+    With ``EventDriven`` on the CPU the work grows, as that of ``SpikingLinear``, with the spikes that arrive times the neurons,
+    a few ns each, and backward memory with the spikes. Elsewhere every neuron gets a copy of all that arrives, and with
+    ``TimeStepped`` autograd goes through every step: for small layers. Neurons of ``LearnableLIF`` sort what they receive,
+    one by one, and so do all where delays are thousands of times the shorter time constant.
 
     Args:
         in_features, out_features, neuron, solver, device, dtype: as for ``SpikingLinear``.

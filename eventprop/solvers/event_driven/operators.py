@@ -165,9 +165,11 @@ def delayed_adjoint(
     layer, tape = (time, index, weight, delay, neurons), Tape(at, neuron, slope, after)
     grid = delays.grid_of(time, delay, neurons, t_end, kept.shape[2] > 0)
     if grid is None:
-        return delays_apart.adjoint(*layer, tape, kept, grad, t_end, need_time)
-    by_time, *by_synapse = delays_adjoint.adjoint(*layer, tape, grad, grid, t_end, need_time)
-    return by_time if need_time else time.new_empty(0), *by_synapse, torch.zeros_like(neurons)
+        by_time, *others = delays_apart.adjoint(*layer, tape, kept, grad, t_end, need_time)
+    else:
+        by_time, *others = delays_adjoint.adjoint(*layer, tape, grad, grid, t_end, need_time)
+    by_weight, by_delay, by_neurons = others
+    return by_time if need_time else time.new_empty(0), by_weight, by_delay, by_neurons
 
 
 def _unfolded(time: Tensor, index: Tensor, window: Sequence[int], *_) -> tuple[Tensor, ...]:

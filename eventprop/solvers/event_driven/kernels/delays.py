@@ -27,10 +27,10 @@ from torch import Tensor
 from eventprop.core.neuron import crossing_slope, decay, flow, least_after_crossing, remaining_reset, rewind
 
 from ...arguments import Arrivals, Constants
+from ...chunks import part_of
 from ...compilation.exponential import exp
 from ...compilation.jit import arrays, is_finite, jit, threads
 from ...crossing import NEVER, next_crossing
-from ...chunks import part_of
 from ...emission import record, recorded, row_of, sort_by_time
 from ...tape import MAX_SPIKES_PER_SAMPLE, Tape
 from .common import TINY, arrivals_before, input_major, list_candidates

@@ -41,9 +41,9 @@ class Synapses(NamedTuple):
 def adjoint(
     time: Tensor, index: Tensor, weight: Tensor, delay: Tensor, neurons: Tensor, tape: Tape, grad: Tensor, grid: Grid,
     t_end: float, need_time: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dL/dtime [B, K], dL/dweight and dL/ddelay [N, M] from ``grad`` [B, S] = dL/d(emitted time); the first is empty where not
-    needed."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dL/d(time, weight, delay, neurons) from ``grad`` [B, S] = dL/d(emitted time); the first is empty where not needed, the
+    last 0."""
     arrivals, wiring, constants = Arrivals(*arrays(time, index)), Wiring(*arrays(weight, delay)), constants_of(neurons)
     chunks = max(1, min(len(time), backward_tasks(len(time))))
     shares = [np.zeros((chunks, *weight.t().shape), arrivals.time.dtype) for _ in "pq"]
@@ -55,7 +55,8 @@ def adjoint(
         )
         sums = map(weight_gradient, shares)
         by_weight, by_delay = gradients(*wiring, *arrays(*sums), constants, grid.length)
-    return torch.from_numpy(by_time), torch.from_numpy(by_weight), torch.from_numpy(by_delay)
+    by_synapse = torch.from_numpy(by_weight), torch.from_numpy(by_delay)
+    return torch.from_numpy(by_time), *by_synapse, torch.zeros_like(neurons)
 
 
 @jit(parallel=True)
@@ -209,8 +210,8 @@ def add_jump(
     n, k, t, jump, after, first, last, index, block, since, wiring, length, real, at, source, tau_mem, tau_syn, sum_p, sum_q,
     grad_time,
 ):  # fmt: skip
-    """Add the ``jump`` of p at the spike of neuron ``n`` the time ``t`` after the begin of block ``k`` to what the arrivals read
-    that the neuron got in that block before, the last of them ``after``."""
+    """Add the ``jump`` of p at the spike of neuron ``n``, the time ``t`` after the begin of block ``k``, to what those arrivals
+    read that the neuron got in that block before, the last of them ``after``."""
     count = delivered(n, k, first, last, index, block, since, wiring, length, real, at, source)
     before = 0
     while before < count and source[before] != after:

@@ -44,18 +44,16 @@ def adjoint(
     """dL/d(time, weight, delay, neurons) from ``grad`` [B, S] = dL/d(emitted time), as ``heterogeneous_adjoint.adjoint``."""
     arrivals, synapses = Arrivals(*arrays(time, index)), arrays(weight, delay)
     chunks = max(1, min(len(time), backward_tasks(len(time))))
-    by_weight, by_delay = (np.zeros((chunks, *weight.shape), arrivals.time.dtype) for _ in synapses)
-    by_neurons = np.zeros((chunks, *neurons.shape))
+    shares = [np.zeros((chunks, *weight.shape), arrivals.time.dtype) for _ in synapses]
+    shares.append(np.zeros((chunks, *neurons.shape)))
     by_time = np.zeros((len(time), time.shape[1] if need_time else 0), arrivals.time.dtype)
     with threads():
         adjoint_batch(
             arrivals, *synapses, _parameters(neurons), Columns(*arrays(*tape)), *arrays(kept, grad), t_end,
-            by_time, by_weight, by_delay, by_neurons,
+            by_time, *shares,
         )  # fmt: skip
-    by_time, by_weight, by_delay, by_neurons = (
-        torch.from_numpy(x) for x in (by_time, by_weight.sum(0), by_delay.sum(0), by_neurons.sum(0))
-    )
-    return by_time, by_weight, by_delay, by_neurons.to(neurons.dtype)
+    by_weight, by_delay, by_neurons = (torch.from_numpy(share.sum(0)) for share in shares)
+    return torch.from_numpy(by_time), by_weight, by_delay, by_neurons.to(neurons.dtype)
 
 
 def _parameters(neurons: Tensor) -> np.ndarray:

@@ -129,17 +129,15 @@ def collect(ring_p, ring_q, base, since, place, rest, sum_p, sum_q, by_p, by_q, 
     for n in range(width):
         y[n] = ring_q[where[n]]
     for n in range(width):
+        sum_p[n] += (a_late if rest[n] >= limit else a) * x[n]
+    for n in range(width):
         late = rest[n] >= limit
-        y[n] = (s_late if late else s) * y[n] + (phi_late if late else phi) * x[n]
-    for n in range(width):
-        x[n] *= a_late if rest[n] >= limit else a
-    for n in range(width):
-        sum_p[n] += x[n]
-    for n in range(width):
-        sum_q[n] += y[n]
+        sum_q[n] += (s_late if late else s) * y[n] + (phi_late if late else phi) * x[n]
     total = real(0.0)
     for n in range(len(by_p)):
-        total += by_p[n] * x[n] + by_q[n] * y[n]
+        late = rest[n] >= limit
+        p_n, q_n = adjoint_flow(x[n], y[n], a_late if late else a, s_late if late else s, phi_late if late else phi)
+        total += by_p[n] * p_n + by_q[n] * q_n
     return total
 
 

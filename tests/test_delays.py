@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import assert_exact, random_layer, random_network, random_spikes
+from conftest import assert_exact, random_layer, random_network, random_spikes, smooth
 
 from eventprop import (
     LIF,
@@ -18,6 +18,8 @@ from eventprop import (
     SpikingLinear,
     TimeStepped,
 )
+from eventprop.solvers.event_driven.kernels import delays, delays_apart
+from eventprop.solvers.problem import Dense, Problem
 
 SOLVERS = [EventDriven(40.0), TimeStepped(40.0, 0.5)]
 
@@ -73,6 +75,108 @@ def test_spikes_that_leave_the_window_of_a_grid_are_dropped():
     moved = delay(grid)
     assert isinstance(moved, GridSpikes)
     assert moved.count().tolist() == [[1, 0]]
+
+
+def dense(seed: int, scale: float, longest: float, dtype=torch.float64) -> tuple[Spikes, torch.Tensor, torch.Tensor]:
+    """Arrivals, some before 0 and many at equal times, and the weights and delays [7, 9], of which some are 0 or equal."""
+    torch.manual_seed(seed)
+    time = torch.rand(3, 40, dtype=dtype).mul(70.0).sub(10.0).sort(1)[0]
+    time[1] = time[1].round()
+    weight = torch.randn(7, 9, dtype=dtype).add(0.3).mul(scale)
+    delay = torch.rand(7, 9, dtype=dtype).mul(longest)
+    delay[:3] = delay[:3].round()
+    return Spikes(time, torch.randint(9, (3, 40)), 9), weight, delay
+
+
+def solved(solve, neuron: LIF, spikes: Spikes, weight: torch.Tensor, delay: torch.Tensor) -> tuple[Spikes, list]:
+    """The spikes, and the gradients by arrival times, weights and delays."""
+    inputs = [x.clone().requires_grad_() for x in (spikes.time, weight, delay)]
+    received = Spikes._trusted(inputs[0], spikes.index, spikes.shape)
+    found = solve(Problem(Dense(*inputs[1:]), neuron), received)
+    return found, list(torch.autograd.grad(smooth(found), inputs))
+
+
+@pytest.mark.parametrize("longest", [0.5, 4.0, 90.0])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 8.0])
+def test_blocks_of_time_give_what_every_neuron_alone_gives(neuron, scale, longest):
+    """Up to tens of spikes in a block, and many within the longest delay."""
+    solver, spikes, weight, delay = EventDriven(60.0), *dense(0, scale * neuron.minimum_weight, longest)
+    found, gradients = solved(solver.spikes_of, neuron, spikes, weight, delay)
+    expected, by_hand = solved(
+        lambda problem, arrivals: solver._delayed_apart(problem, arrivals, *problem.synapses),
+        neuron,
+        spikes,
+        weight,
+        delay,
+    )
+    assert found.count().sum() > 10
+    assert torch.equal(found.index, expected.index)
+    torch.testing.assert_close(
+        found.time, expected.time, rtol=0, atol=1e-11
+    )  # rounding, divided by slopes, of many spikes
+    for x, y in zip(gradients, by_hand, strict=True):
+        assert (x - y).norm() <= 1e-9 * y.norm()  # rounding, divided by slopes, again and again
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.0])
+def test_too_many_blocks_are_none(scale, monkeypatch):
+    """Delays beyond all proportion to the time constants: every neuron is walked from delivery to delivery."""
+    solver, neuron, (spikes, weight, delay) = EventDriven(60.0), LIF(), dense(1, scale * LIF().minimum_weight, 10.0)
+    expected, by_blocks = solved(solver.spikes_of, neuron, spikes, weight, delay)
+    monkeypatch.setattr(delays, "MOST_BLOCKS", 3)
+    found, gradients = solved(solver.spikes_of, neuron, spikes, weight, delay)
+    assert torch.equal(found.index, expected.index)
+    torch.testing.assert_close(found.time, expected.time, rtol=0, atol=1e-11)  # as above
+    for x, y in zip(gradients, by_blocks, strict=True):
+        assert (x - y).norm() <= 1e-9 * y.norm()
+
+
+def test_without_delay_it_is_the_plain_layer():
+    """Inhibition soon after excitation, so that V crosses the threshold within a block and ends below it."""
+    torch.manual_seed(2)
+    time = torch.rand(50, 400, dtype=torch.float64).mul(100.0).sort(1)[0]
+    spikes = Spikes(time, torch.randint(9, (50, 400)), 9)
+    weight = torch.randn(7, 9, dtype=torch.float64).mul(20.0)
+    solver = EventDriven(100.0)
+    found = solver.spikes_of(Problem(Dense(weight, torch.zeros_like(weight)), LIF()), spikes)
+    expected = solver.spikes(spikes, weight, LIF())
+    assert torch.equal(found.index, expected.index)
+    torch.testing.assert_close(found.time, expected.time, rtol=0, atol=1e-10)  # rounding, divided by slopes
+
+
+def test_a_long_silence_is_one_step():
+    """And the spikes on both sides of it are those of the walk from delivery to delivery."""
+    weight, delay = torch.tensor([[8.0, 30.0]], dtype=torch.float64), torch.tensor([[0.2, 7.3]], dtype=torch.float64)
+    spikes = Spikes.from_times(torch.tensor([[[-1e9, 5.0], [-1e9, 1e9]]], dtype=torch.float64))
+    neurons = torch.tensor([[20.0, 5.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+    received = spikes.time, spikes.index, weight, delay, neurons
+    found = delays.forward(*received, delays.grid_of(spikes.time, delay, neurons, 2e9, False), 2e9)[0]
+    expected = delays_apart.forward(*received, 2e9, False)[0]
+    assert found.time.shape[1] == expected.time.shape[1] > 4
+    torch.testing.assert_close(found.time, expected.time, rtol=1e-15, atol=1e-12)
+
+
+def test_a_batch_equals_its_samples_alone():
+    solver, (spikes, weight, delay) = EventDriven(60.0), dense(3, LIF().minimum_weight, 20.0)
+    problem = Problem(Dense(weight, delay), LIF())
+    together = solver.spikes_of(problem, spikes)
+    for b in range(len(spikes)):
+        assert solver.spikes_of(problem, spikes[b : b + 1]).equal(together[b : b + 1])
+
+
+def test_times_of_single_precision_stay_near_those_of_double_precision():
+    problem, found = None, []
+    for dtype in (torch.float32, torch.float64):
+        spikes, weight, delay = dense(4, LIF().minimum_weight, 20.0, torch.float32)
+        problem = Problem(Dense(weight.to(dtype), delay.to(dtype)), LIF())
+        found.append(EventDriven(60.0).spikes_of(problem, spikes.to(dtype)).time.double())
+    torch.testing.assert_close(*found, rtol=0, atol=1e-3)  # promise P6
+
+
+def test_delays_below_0_are_refused():
+    spikes, weight, delay = dense(5, 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"delay must be finite and lie in \[0, inf\], but"):
+        EventDriven(60.0).spikes_of(Problem(Dense(weight, delay - 0.5), LIF()), spikes)
 
 
 def test_silence_stays_silent():

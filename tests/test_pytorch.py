@@ -174,6 +174,7 @@ def test_opcheck(backend):
     delays, back = weight.abs(), 0.1 * torch.ones(5, 5, dtype=torch.float64)
     layer, steps_of = (*received, weight, delays, back, neurons), (1.0, 40.0, 1.0, "exponential")
     again = ops.grid_recurrent_spikes(*layer, *steps_of, True, backend)
+    delayed = ops.delayed_spikes(*received, weight, delays, neurons, 40.0, True)
     window = [1, 3, 2, 2, 2, 1, 1, 0, 0]
     patches = ops.unfold(*received, window, backend)
     inside = ops.spikes(patches[0], patches[1], weight[:, :4].contiguous(), *neuron)
@@ -189,6 +190,11 @@ def test_opcheck(backend):
         (
             ops.recurrent_adjoint,
             (*received, weight, empty, neurons, *several, torch.ones_like(several[0]), 0.0, 40.0, True),
+        ),
+        (ops.delayed_spikes, (*received, weight, delays, neurons, 40.0, True)),
+        (
+            ops.delayed_adjoint,
+            (*received, weight, delays, neurons, *delayed, torch.ones_like(delayed[0]), 40.0, True),
         ),
         (ops.unfold, (*received, window, backend)),
         (ops.fold, (inside[0], inside[1], inside[2], 2, backend)),

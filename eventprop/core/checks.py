@@ -88,7 +88,7 @@ def finite_entries(name: str, tensor: Tensor, low: float = -math.inf, high: floa
     if low <= lowest and highest <= high and -math.inf < lowest and highest < math.inf:
         return
     bad = tensor.detach()[~(tensor.isfinite() & (tensor >= low) & (tensor <= high))]
-    within = "" if high == math.inf else f" and lie in [{low:.6g}, {high:.6g}]"
+    within = "" if -low == high == math.inf else f" and lie in [{low:.6g}, {high:.6g}]"
     raise ValueError(
         f"{name} must be finite{within}, but {len(bad)} of its {tensor.numel()} entries are not, such as {float(bad[0]):.6g}; "
         f"load or set others, and where training made them so, lower the learning rate or try the solver's grazing='clamp'"

@@ -87,9 +87,10 @@ class Delay(nn.Module):
 class DelayedSpikingLinear(SpikingLinear):
     """A ``SpikingLinear`` whose synapses delay the spikes that they transmit.
 
-    A neuron receives each spike at a time of its own. With ``TimeStepped`` the work of a layer grows with the spikes that its
-    synapses transmit, and its memory with spikes and the longest delay. With ``EventDriven`` memory too grows with all that is
-    transmitted: for small layers.
+    The work grows, as that of ``SpikingLinear``, with the spikes that arrive times the neurons, a few ns each, and backward
+    memory with the spikes. With ``EventDriven`` neurons of ``LearnableLIF`` sort what they receive, one by one, and so do all
+    where delays are thousands of times the shorter time constant. On other devices than the CPU ``EventDriven`` makes a copy
+    of all that arrives for every neuron: for small layers.
 
     Args:
         in_features, out_features, neuron, solver, device, dtype: as for ``SpikingLinear``.

@@ -15,7 +15,9 @@ class Tape(NamedTuple):
     time: Tensor  # [B, S] ms, padded with +inf
     neuron: Tensor  # [B, S] int64, padded with -1
     slope: Tensor  # [B, S] dV/dt at the crossing, padded with +inf
-    after: Tensor  # [B, S] int64, the last arrival before the spike; padded with -1
+    after: (
+        Tensor  # [B, S] int64, the last arrival before the spike, or of those that kernels tell apart; padded with -1
+    )
 
 
 class Maximum(NamedTuple):

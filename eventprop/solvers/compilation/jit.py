@@ -123,7 +123,7 @@ def inlined(function: Callable) -> Callable:
 
 for equation in (
     neuron.two_decays, neuron.decay, neuron.first_moment, neuron.decay_by_tau, neuron.short_parts,
-    neuron.short_phi_by_rates, neuron.flow,
+    neuron.short_phi_by_rates, neuron.flow, neuron.rewind,
     neuron.integrated_psp,
     neuron.integral, neuron.slope, neuron.crossing_slope, neuron.remaining_reset, neuron.least_after_crossing,
     neuron.peak_time, neuron.adjoint_flow, neuron.spike_jump, neuron.arrival_time_gradient, neuron.effect_time_gradient,

@@ -132,6 +132,46 @@ def recurrent_adjoint(
     return by_time if need_time else time.new_empty(0), by_weight, by_recurrent, by_neurons
 
 
+def _delayed(time: Tensor, *_) -> tuple[Tensor, ...]:
+    tape = rows(time, some())
+    return *tape, time.new_empty((*tape[0].shape, some()))
+
+
+@operator(_delayed, *TAPE_PADDING, 0.0)
+def delayed_spikes(
+    time: Tensor, index: Tensor, weight: Tensor, delay: Tensor, neurons: Tensor, t_end: float, learns: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The ``Tape`` of ``neurons`` [N, 5] of all kinds that receive each arrival after a ``delay`` [N, M] of their own, and what
+    is kept of each spike, as of ``recurrent_spikes``."""
+    from .kernels import delays, delays_apart
+
+    layer, grid = (time, index, weight, delay, neurons), delays.grid_of(time, delay, neurons, t_end, learns)
+    tape, kept = delays_apart.forward(*layer, t_end, learns) if grid is None else delays.forward(*layer, grid, t_end)
+    return *tape, kept
+
+
+def _of_delayed(time: Tensor, index: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return time.new_empty(time.shape if rest[-1] else 0), *(torch.empty_like(x) for x in rest[:3])
+
+
+@operator(_of_delayed)
+def delayed_adjoint(
+    time: Tensor, index: Tensor, weight: Tensor, delay: Tensor, neurons: Tensor,
+    at: Tensor, neuron: Tensor, slope: Tensor, after: Tensor, kept: Tensor, grad: Tensor, t_end: float, need_time: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dL/d(time, weight, delay, neurons) from ``grad`` [B, S] = dL/dat; the first is empty where not needed."""
+    from .kernels import delays, delays_adjoint, delays_apart
+
+    layer, tape = (time, index, weight, delay, neurons), Tape(at, neuron, slope, after)
+    grid = delays.grid_of(time, delay, neurons, t_end, kept.shape[2] > 0)
+    if grid is None:
+        by_time, *others = delays_apart.adjoint(*layer, tape, kept, grad, t_end, need_time)
+    else:
+        by_time, *others = delays_adjoint.adjoint(*layer, tape, grad, grid, t_end, need_time)
+    by_weight, by_delay, by_neurons = others
+    return by_time if need_time else time.new_empty(0), by_weight, by_delay, by_neurons
+
+
 def _unfolded(time: Tensor, index: Tensor, window: Sequence[int], *_) -> tuple[Tensor, ...]:
     height, width = Window.from_numbers(window).out
     shape = (time.shape[0] * height * width, some())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eventprop.core.autograd import FirstOrder, specialized
+from eventprop.core.checks import finite_entries
 from eventprop.core.learnable import LearnableLIF, parameters_of
 from eventprop.core.neuron import LIF
 from eventprop.core.observe import observe
@@ -93,26 +94,29 @@ class EventDriven(Solver):
 
     def _delayed(self, problem: Problem, arrivals: Spikes, weight: Tensor, delay: Tensor) -> Spikes:
         """The spikes of a layer each of whose neurons receives the arrivals at times of its own."""
+        finite_entries("delay", delay, 0.0)
+        if self.backend_for(arrivals.device) != "numba":
+            return self._delayed_apart(problem, arrivals, weight, delay)
+        neurons = parameters_of(problem.neuron, weight.new_empty(len(weight), 0, dtype=torch.float64))
+        received = arrivals.time, arrivals.index.long(), arrivals.scaled(weight)
+        learns = isinstance(problem.neuron, LearnableLIF)
+        *columns, _ = _DelayedSpikeTimes.of(*received, delay, neurons, learns, *specialized(self))
+        tape = Tape(*columns)
+        observe(tape.neuron, tape.after)
+        return Spikes._trusted(tape.time, tape.neuron, (len(weight),), tape.slope)
+
+    def _delayed_apart(self, problem: Problem, arrivals: Spikes, weight: Tensor, delay: Tensor) -> Spikes:
+        """The same, with every neuron as a sample of its own."""
         neurons, inputs = weight.shape
         time, source = delayed_times(arrivals, delay), arrivals.index.long()
-        if isinstance(problem.neuron, LearnableLIF):  # one neuron after the other
-            table, none = parameters_of(problem.neuron, weight), weight.new_zeros(1, 0)
-            tapes = []
-            for n in range(neurons):
-                train = arrivals.reordered(time[:, :, n], source)
-                received = train.time, train.index.long(), train.scaled(weight[n, None])
-                tapes.append(self._heterogeneous(*received, none, table[n, None], 0.0))
-                observe(tapes[-1].neuron, tapes[-1].after)
-            times, indices, slopes, _ = zip(*tapes, strict=True)
-        else:  # every neuron as a sample of its own
-            rows, first = (len(time) * neurons, time.shape[1]), inputs * torch.arange(neurons, device=source.device)
-            synapse = (source[:, None, :] + first[:, None]).masked_fill(source[:, None, :] < 0, -1).reshape(rows)
-            time = time.transpose(1, 2).reshape(rows)
-            apart = Spikes._trusted(time, synapse, (neurons * inputs,), None, arrivals.height).reordered(time, synapse)
-            train = self.spikes_of(problem._replace(synapses=Dense(weight.reshape(1, -1))), apart)
-            assert train.slope is not None
-            columns = (train.time, train.index, train.slope)
-            times, indices, slopes = (x.unflatten(0, (-1, neurons)).unbind(1) for x in columns)
+        rows, first = (len(time) * neurons, time.shape[1]), inputs * torch.arange(neurons, device=source.device)
+        synapse = (source[:, None, :] + first[:, None]).masked_fill(source[:, None, :] < 0, -1).reshape(rows)
+        time = time.transpose(1, 2).reshape(rows)
+        apart = Spikes._trusted(time, synapse, (neurons * inputs,), None, arrivals.height).reordered(time, synapse)
+        train = self.spikes_of(problem._replace(synapses=Dense(weight.reshape(1, -1))), apart)
+        assert train.slope is not None
+        columns = (train.time, train.index, train.slope)
+        times, indices, slopes = (x.unflatten(0, (-1, neurons)).unbind(1) for x in columns)
         own = [index.masked_fill(index == 0, n) for n, index in enumerate(indices)]
         time, index, slope = (torch.cat(list(parts), dim=1) for parts in (times, own, slopes))
         return Spikes._trusted(time, index, (neurons,), slope).reordered(time, index)
@@ -224,6 +228,32 @@ class _RecurrentSpikeTimes(FirstOrder):
             ctx.needs_input_grad[0],
         )
         return by_time if ctx.needs_input_grad[0] else None, None, by_weight, by_recurrent, by_neurons, None, None, None
+
+
+class _DelayedSpikeTimes(FirstOrder):
+    @staticmethod
+    def forward(
+        time: Tensor, index: Tensor, weight: Tensor, delay: Tensor, neurons: Tensor, learns: bool, solver: EventDriven
+    ) -> tuple[Tensor, ...]:
+        return operators.delayed_spikes(time, index, weight, delay, neurons, solver.t_end, learns)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        *tensors, _, ctx.solver = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 7
+        *layer, at, neuron, slope, after, kept = ctx.saved_tensors
+        tape = Tape(at, neuron, ctx.solver.effective_slope(slope), after)
+        by_time, by_weight, by_delay, by_neurons = operators.delayed_adjoint(
+            *layer, *tape, kept, grad, ctx.solver.t_end, ctx.needs_input_grad[0]
+        )
+        return by_time if ctx.needs_input_grad[0] else None, None, by_weight, by_delay, by_neurons, None, None
 
 
 class _MaximumVoltage(FirstOrder):

@@ -48,6 +48,40 @@ class SpikesBetween(FirstOrder):
         return by_time, None, by_weight, by_state, None, None, None
 
 
+class RecurrentBetween(FirstOrder):
+    """Of neurons of all kinds, over a ``Span``: a ``Tape``, whose times are differentiable, what is kept of its spikes, and the
+    state [6, B, N] at the end, the last spike [B, N] of each neuron, and how many spikes [B] have arrived."""
+
+    @staticmethod
+    def forward(
+        time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor, begin: Tensor, stop: Tensor,
+        state: Tensor, own: Tensor, neuron: Tensor, delivered: Tensor, delay: float, learns: bool, solver: Any,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        return operators.recurrent_between(
+            time, index, weight, recurrent, neurons, begin, stop, state, own, neuron, delivered, delay, learns
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        *tensors, ctx.delay, _, ctx.solver = inputs
+        _, *observed, kept, end, last, delivered = output
+        ctx.mark_non_differentiable(*observed, kept, last, delivered)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output[:6])
+
+    @staticmethod
+    def backward(ctx, grad, *rest):
+        *inputs, time, neuron, slope, after, kept, end = ctx.saved_tensors
+        grad = torch.zeros_like(time) if grad is None else grad
+        grad_end = torch.zeros_like(end) if rest[4] is None else rest[4]
+        slope, need_time = ctx.solver.effective_slope(slope), ctx.needs_input_grad[0]
+        by_time, by_weight, by_recurrent, by_neurons, by_state, by_own = operators.recurrent_between_adjoint(
+            *inputs, time, neuron, slope, after, kept, end, grad, grad_end, ctx.delay, need_time
+        )
+        by_time = by_time if need_time else None
+        return by_time, None, by_weight, by_recurrent, by_neurons, None, None, by_state, by_own, *(None,) * 5
+
+
 class MaximumBetween(FirstOrder):
     """A ``Maximum``, whose value [B, N] is differentiable, that is at least the ``best`` so far, and the state [2, B, N] at the
     end."""

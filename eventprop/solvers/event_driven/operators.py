@@ -192,6 +192,47 @@ def recurrent_adjoint(
     return by_time if need_time else time.new_empty(0), by_weight, by_recurrent, by_neurons
 
 
+def _recurrent_between(time: Tensor, index: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    tape, state = rows(time, some()), rest[4]
+    last = tape[1].new_empty(state.shape[1:])
+    return *tape, time.new_empty((*tape[0].shape, some())), torch.empty_like(state), last, last.new_empty(len(last))
+
+
+@operator(_recurrent_between, *TAPE_PADDING, 0.0, 0.0, -1, -1)
+def recurrent_between(
+    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor, begin: Tensor, stop: Tensor, state: Tensor,
+    own: Tensor, neuron: Tensor, delivered: Tensor, delay: float, learns: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The same over a ``Span``: also the state [6, B, N] at its end, the last spike [B, N] of each neuron, and how many spikes
+    [B] have arrived."""
+    from .kernels.heterogeneous_forward import forward_between
+
+    span = begin, stop, state, own, neuron, delivered
+    tape, *rest = forward_between(time, index, weight, recurrent, delay, neurons, span, learns)
+    return *tape, *rest
+
+
+def _of_recurrent_between(time: Tensor, index: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return *_of_recurrent(time, index, *rest), torch.empty_like(rest[5]), torch.empty_like(rest[6])
+
+
+@operator(_of_recurrent_between)
+def recurrent_between_adjoint(
+    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor, begin: Tensor, stop: Tensor, state: Tensor,
+    own: Tensor, neuron: Tensor, delivered: Tensor,
+    at: Tensor, source: Tensor, slope: Tensor, after: Tensor, kept: Tensor, end: Tensor, grad: Tensor, grad_end: Tensor,
+    delay: float, need_time: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dL/d(time, weight, recurrent, neurons, state, own) from ``grad`` [B, S] = dL/dat and ``grad_end`` = dL/dend."""
+    from .kernels.heterogeneous_adjoint import adjoint_between
+
+    tape, span = Tape(at, source, slope, after), (begin, stop, state, own, neuron, delivered)
+    by_time, *rest = adjoint_between(
+        time, index, weight, recurrent, delay, neurons, tape, kept, grad, span, end, grad_end, need_time
+    )
+    return by_time if need_time else time.new_empty(0), *rest
+
+
 def _unfolded(time: Tensor, index: Tensor, window: Sequence[int], *_) -> tuple[Tensor, ...]:
     height, width = Window.from_numbers(window).out
     shape = (time.shape[0] * height * width, some())

@@ -26,7 +26,12 @@ from . import operators, stream
 from .between import moved, observations
 from .patches import fold, unfold
 
-STREAMED = (Kind(), Kind("convolution"), Kind(output="max or mean"))  # what is solved in chunks of time
+# what is solved in chunks of time
+STREAMED = (
+    *(Kind(recurrence=r, neurons=n) for r in ("none", "delayed", "instant") for n in ("LIF", "LearnableLIF")),
+    Kind("convolution"),
+    Kind(output="max or mean"),
+)
 
 
 @dataclass(frozen=True)

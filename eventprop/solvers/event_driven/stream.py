@@ -14,14 +14,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from eventprop.core.learnable import parameters_of
+from eventprop.core.neuron import LIF
 from eventprop.core.observe import observe
 from eventprop.core.spikes import Spikes
+from eventprop.core.tensorlike import traced
 
 from ..problem import Convolution, Dense, Problem
 from ..tape import Maximum
 from . import operators
-from .between import MaximumBetween, SpikesBetween
+from .between import MaximumBetween, RecurrentBetween, SpikesBetween
 from .patches import fold, unfold
 
 
@@ -80,9 +84,10 @@ def solve(solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last: b
     """As ``Solver.solve_chunk``, for an ``EventDriven``."""
     if problem.readout is not None:
         return (_maximum if problem.readout.reduce == "max" else _mean)(solver, problem, arrivals, carried, last)
-    return (_convolution if isinstance(problem.synapses, Convolution) else _spikes)(
-        solver, problem, arrivals, carried, last
-    )
+    if isinstance(problem.synapses, Convolution):
+        return _convolution(solver, problem, arrivals, carried, last)
+    plain = isinstance(problem.neuron, LIF) and problem.recurrence is None
+    return (_spikes if plain else _heterogeneous)(solver, problem, arrivals, carried, last)
 
 
 def _spikes(solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last: bool) -> tuple[Spikes, Carried]:
@@ -93,6 +98,65 @@ def _spikes(solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last:
     time, index, slope, after, end = SpikesBetween.of(*received, weight, part.state, part.stop, problem.neuron, solver)
     observe(index, after)
     return Spikes._trusted(time, index, (len(weight),), slope), Carried(part.waiting, end)
+
+
+class CarriedSpikes(NamedTuple):
+    """What a layer carries over that receives its own spikes, or whose neurons differ."""
+
+    inside: Carried  # its state is [6, B, N], as the kernels have it; the last row says until when V is held
+    own: Tensor  # [B, R] spikes that are still to arrive or hold their neurons, padded with +inf
+    neuron: Tensor  # [B, R] of them, padded with -1
+    delivered: Tensor  # [B] how many of them have arrived
+
+
+def _heterogeneous(
+    solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last: bool
+) -> tuple[Spikes, CarriedSpikes]:
+    assert isinstance(problem.synapses, Dense)
+    weight = arrivals.scaled(problem.synapses.weight)
+    back, delay = problem.recurrence or (weight.new_zeros(len(weight), 0), 0.0)
+    neurons = parameters_of(problem.neuron, weight)
+    if carried is None:
+        state = torch.zeros((6, len(arrivals), len(weight)), dtype=torch.float64)
+        state[-1] = -math.inf
+        none = Spikes._trusted(
+            arrivals.time[:, :0], arrivals.index[:, :0].long(), arrivals._shape, None, arrivals.height
+        )
+        carried = CarriedSpikes(Carried(none, state), none.time, none.index, state.new_zeros(len(arrivals)).long())
+    part = Part.of(arrivals, carried.inside, len(weight), solver.t_end, last)
+    time, index, own, neuron = part.arrivals.time, part.arrivals.index, carried.own, carried.neuron
+    waited, first = last_time(carried.inside.waiting), F.pad(time.detach(), (0, 1))[:, 0].double().clamp(max=0.0)
+    begin = torch.where(waited > -math.inf, waited, first)
+    stop = torch.maximum(part.stop, begin)
+    learns = neurons.requires_grad or traced(neurons)
+    *columns, _, end, latest, arrived = RecurrentBetween.of(
+        time,
+        index,
+        weight,
+        back,
+        neurons,
+        begin,
+        stop,
+        part.state,
+        own,
+        neuron,
+        carried.delivered,
+        delay,
+        learns,
+        solver,
+    )
+    at, emitter, slope, after = columns
+    observe(emitter, after)
+    train = Spikes._trusted(at, emitter, (len(weight),), slope)
+    place, real = torch.arange(at.shape[1]), emitter >= 0
+    fresh = _only(train, real & (place >= (neuron >= 0).sum(1, keepdim=True)))
+    source = emitter.clamp(min=0)
+    holds = (end[-1].detach() >= stop[:, None]).gather(1, source) & (latest.gather(1, source) == place)
+    to_arrive = place >= arrived[:, None] if problem.recurrence else torch.zeros_like(real)
+    matters = real & (holds | to_arrive)
+    later = _only(train, matters)
+    delivered = (matters & ~to_arrive).sum(1) if problem.recurrence else arrived
+    return fresh, CarriedSpikes(Carried(part.waiting, end), later.time, later.index, delivered)
 
 
 class CarriedPatches(NamedTuple):

@@ -13,6 +13,7 @@ from .layers.linear import SpikingLinear
 from .layers.linear_map import SpikingLayer
 from .layers.readout import LeakyReadout
 from .layers.recurrent import SpikingRecurrent
+from .layers.stream import stream
 from .losses import (
     first_spike_cross_entropy,
     silent_margin,
@@ -65,6 +66,7 @@ __all__ = [
     "spike_count_cross_entropy",
     "spike_count_penalty",
     "spike_time_mse",
+    "stream",
     "study_convergence",
     "tune_process",
 ]

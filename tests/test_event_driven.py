@@ -142,7 +142,9 @@ def test_backends_agree(neuron):
         for x, y in zip(kernels.adjoint(*arguments), reference.adjoint(*arguments), strict=True):
             assert float((x - y).abs().max()) <= 1e-12 * float(x.abs().max())
         arguments = (arrivals.time, arrivals.index)
-        received = [x.average(*arguments, inputs, neuron, 40.0) for x in (kernels, reference)]
+        received = [
+            x.average(*arguments, weight_t.new_zeros(len(arrivals), inputs), neuron, 40.0) for x in (kernels, reference)
+        ]
         torch.testing.assert_close(*received, rtol=0, atol=1e-12)
         grad = torch.randn_like(received[0])
         shares = [x.average_adjoint(*arguments, grad, neuron, 40.0) for x in (kernels, reference)]

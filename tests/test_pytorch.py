@@ -184,7 +184,7 @@ def test_opcheck(backend):
         (ops.spikes_adjoint, (*received, weight, *tape, torch.ones_like(tape[0]), 1.0, False, True, *neuron)),
         (ops.maximum, (*received, weight, *neuron)),
         (ops.maximum_by_tau, (*received, weight, torch.tensor([20.0, 5.0]), 40.0, backend)),
-        (ops.average, (*received, 6, *neuron)),
+        (ops.average, (*received, FLAT.time.new_zeros(3, 6), *neuron)),
         (ops.average_adjoint, (*received, FLAT.time.new_ones(3, 6), *neuron)),
         (ops.recurrent_spikes, (*received, weight, empty, neurons, 0.0, 40.0, True)),
         (

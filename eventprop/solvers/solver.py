@@ -18,6 +18,7 @@ from eventprop.core.spikes import Spikes
 from eventprop.core.tensorlike import traced
 
 from .problem import REDUCTIONS, Dense, Problem, Readout
+from .stream import current
 from .support import Support, UnsupportedError
 from .tape import check_finite
 
@@ -85,11 +86,14 @@ class Solver(ABC):
                 f"spikes must not come before time {self.begin:g}, got {bounds(arrivals.time)[0]}; shift all times, or use "
                 f"EventDriven"
             )
-        if problem.readout is None:
-            return self.spikes_of(problem, arrivals)
-        potential = self.potential_of(problem, arrivals)
-        check_finite(is_finite(potential))
-        return potential
+        stream = current()
+        if stream is not None:
+            result = stream.solve(self, problem, arrivals)
+        else:
+            result = (self.spikes_of if problem.readout is None else self.potential_of)(problem, arrivals)
+        if problem.readout is not None:
+            check_finite(is_finite(result))
+        return result
 
     def check(self, problem: Problem, device: torch.device | None = None) -> None:
         """Raise unless this solver solves the problem, for tensors on ``device``, or on some.
@@ -121,6 +125,19 @@ class Solver(ABC):
 
     def potential_of(self, problem: Problem, arrivals: Spikes) -> Tensor:
         """What is read out of the potential of neurons without threshold."""
+        raise NotImplementedError
+
+    def check_stream(self, problem: Problem, device: torch.device | None = None) -> None:
+        """Raise unless this solver solves the problem in chunks of time, for tensors on ``device``, or on some."""
+        raise UnsupportedError(
+            f"solver must be EventDriven in a stream, got {self} for {problem.kind(self.step)}; or give the network the whole "
+            f"recording at once"
+        )
+
+    def solve_chunk(self, problem: Problem, arrivals: Spikes, carried: Any, last: bool) -> tuple[Any, Any]:
+        """The output of a layer for one chunk of time, from what it has ``carried`` over, None in the first one; and what it
+        carries over to the next. Only the ``last`` one goes up to ``t_end``; others end at the last arrival, whose effect
+        depends on what comes next."""
         raise NotImplementedError
 
     def spikes(self, arrivals: Spikes, weight: Tensor, neuron: LIF | LearnableLIF) -> Spikes:

@@ -79,10 +79,70 @@ def maximum_by_tau(
     return solver.maximum(time, index, solver.input_major(weight), LIF(*tau.tolist()), t_end)
 
 
-@operator(lambda time, index, inputs, *_: time.new_empty((time.shape[0], inputs)))
-def average(time: Tensor, index: Tensor, inputs: int, neuron: Sequence[float], t_end: float, backend: str) -> Tensor:
-    """[B, M] time average over [0, t_end] of the potential that each of M ``inputs`` raises through a weight of 1."""
-    return _backend(backend).average(time, index, inputs, LIF(*neuron), t_end)
+def _between(
+    time: Tensor, index: Tensor, weight: Tensor, state: Tensor, stop: Tensor, neuron: Sequence[float]
+) -> tuple[Tensor, ...]:
+    return *rows(time, some()), torch.empty_like(state)
+
+
+@operator(_between, *TAPE_PADDING, 0.0)
+def spikes_between(
+    time: Tensor, index: Tensor, weight: Tensor, state: Tensor, stop: Tensor, neuron: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The ``Tape`` of a layer whose V and I are ``state`` [2, B, N] at the first arrival, up to ``stop`` [B], and its state
+    then; on the CPU alone."""
+    from .kernels.common import input_major
+    from .kernels.forward import forward_between
+
+    tape, end = forward_between(time, index, input_major(weight), state, stop, LIF(*neuron))
+    return *tape, end
+
+
+@operator(lambda time, index, weight, *rest: (*_of_inputs(time, weight, *rest[8:10]), torch.empty_like(rest[6])))
+def spikes_between_adjoint(
+    time: Tensor, index: Tensor, weight: Tensor, at: Tensor, source: Tensor, slope: Tensor, after: Tensor, grad: Tensor,
+    stop: Tensor, grad_end: Tensor, v_reset: float, need_time: bool, need_weight: bool, neuron: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dL/dtime, dL/dweight and dL/dstate [2, B, N] from ``grad`` [B, S] = dL/dat and ``grad_end`` [2, B, N]; the first two are
+    empty where not needed."""
+    from .kernels.adjoint import adjoint_between
+
+    by_time, by_weight, by_state = adjoint_between(
+        time,
+        index,
+        weight,
+        Tape(at, source, slope, after),
+        grad,
+        grad_end,
+        stop,
+        LIF(*neuron),
+        v_reset,
+        need_time,
+        need_weight,
+    )
+    none = weight.new_empty(0)
+    return by_time if need_time else none, by_weight if need_weight else none.clone(), by_state
+
+
+@operator(lambda time, index, weight, best, state, *_: (*_maximum(time, index, weight), torch.empty_like(state)))
+def maximum_between(
+    time: Tensor, index: Tensor, weight: Tensor, best: Tensor, state: Tensor, stop: Tensor, neuron: Sequence[float],
+    t_end: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The ``Maximum`` of neurons without threshold where it is higher than ``best`` [B, N], up to ``stop`` [B], and their state
+    then; as ``spikes_between``."""
+    from .kernels.common import input_major
+    from .kernels.readout import maximum_between as find
+
+    found, end = find(time, index, input_major(weight), best, state, stop, LIF(*neuron), t_end)
+    return *found, end
+
+
+@operator(lambda time, index, before, *_: torch.empty_like(before))
+def average(time: Tensor, index: Tensor, before: Tensor, neuron: Sequence[float], t_end: float, backend: str) -> Tensor:
+    """[B, M] time average over [0, t_end] of the potential that each of M inputs raises through a weight of 1, added to what
+    came ``before`` [B, M]."""
+    return _backend(backend).average(time, index, before, LIF(*neuron), t_end)
 
 
 @operator(lambda time, *_: torch.empty_like(time))
@@ -170,6 +230,47 @@ def delayed_adjoint(
         by_time, *others = delays_adjoint.adjoint(*layer, tape, grad, grid, t_end, need_time)
     by_weight, by_delay, by_neurons = others
     return by_time if need_time else time.new_empty(0), by_weight, by_delay, by_neurons
+
+
+def _recurrent_between(time: Tensor, index: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    tape, state = rows(time, some()), rest[4]
+    last = tape[1].new_empty(state.shape[1:])
+    return *tape, time.new_empty((*tape[0].shape, some())), torch.empty_like(state), last, last.new_empty(len(last))
+
+
+@operator(_recurrent_between, *TAPE_PADDING, 0.0, 0.0, -1, -1)
+def recurrent_between(
+    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor, begin: Tensor, stop: Tensor, state: Tensor,
+    own: Tensor, neuron: Tensor, delivered: Tensor, delay: float, learns: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The same over a ``Span``: also the state [6, B, N] at its end, the last spike [B, N] of each neuron, and how many spikes
+    [B] have arrived."""
+    from .kernels.heterogeneous_forward import forward_between
+
+    span = begin, stop, state, own, neuron, delivered
+    tape, *rest = forward_between(time, index, weight, recurrent, delay, neurons, span, learns)
+    return *tape, *rest
+
+
+def _of_recurrent_between(time: Tensor, index: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return *_of_recurrent(time, index, *rest), torch.empty_like(rest[5]), torch.empty_like(rest[6])
+
+
+@operator(_of_recurrent_between)
+def recurrent_between_adjoint(
+    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor, begin: Tensor, stop: Tensor, state: Tensor,
+    own: Tensor, neuron: Tensor, delivered: Tensor,
+    at: Tensor, source: Tensor, slope: Tensor, after: Tensor, kept: Tensor, end: Tensor, grad: Tensor, grad_end: Tensor,
+    delay: float, need_time: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dL/d(time, weight, recurrent, neurons, state, own) from ``grad`` [B, S] = dL/dat and ``grad_end`` = dL/dend."""
+    from .kernels.heterogeneous_adjoint import adjoint_between
+
+    tape, span = Tape(at, source, slope, after), (begin, stop, state, own, neuron, delivered)
+    by_time, *rest = adjoint_between(
+        time, index, weight, recurrent, delay, neurons, tape, kept, grad, span, end, grad_end, need_time
+    )
+    return by_time if need_time else time.new_empty(0), *rest
 
 
 def _unfolded(time: Tensor, index: Tensor, window: Sequence[int], *_) -> tuple[Tensor, ...]:

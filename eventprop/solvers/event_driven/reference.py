@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from eventprop.core.neuron import (
     LIF,
@@ -100,14 +101,15 @@ def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
     return Maximum(best.to(weight_t), best_time.to(weight_t), after, arrival, best_slope.to(weight_t))
 
 
-def average(time: Tensor, index: Tensor, inputs: int, neuron: LIF, t_end: float) -> Tensor:
-    """[B, M] time average over [0, t_end] of the potential that each of M ``inputs`` raises through a weight of 1."""
+def average(time: Tensor, index: Tensor, before: Tensor, neuron: LIF, t_end: float) -> Tensor:
+    """[B, M] time average over [0, t_end] of the potential that each of M inputs raises through a weight of 1, added to what
+    came ``before`` [B, M]."""
     tau_mem, tau_syn = neuron.tau_mem, neuron.tau_syn
     _, i, v = decay((-time).clamp(min=0.0), tau_mem, tau_syn)  # what remains at 0 of an arrival before
     left = t_end - time.clamp(0.0, t_end)
     share = integral(v, i, left, decay(left, tau_mem, tau_syn)[2], tau_mem, tau_syn) / t_end
-    source = index % (inputs + 1)  # padding (-1) becomes one input more
-    return time.new_zeros((len(time), inputs + 1)).scatter_add(1, source, share)[:, :-1].contiguous()
+    source = index % (before.shape[1] + 1)  # padding (-1) becomes one input more
+    return F.pad(before, (0, 1)).scatter_add(1, source, share)[:, :-1].contiguous()
 
 
 def average_adjoint(time: Tensor, index: Tensor, grad: Tensor, neuron: LIF, t_end: float) -> Tensor:

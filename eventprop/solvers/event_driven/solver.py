@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,10 +21,18 @@ from eventprop.core.tensorlike import traced
 from .. import readouts
 from ..problem import Convolution, Dense, Problem
 from ..solver import Solver, delayed_times, spikes_by_passes
-from ..support import CPU, EVERYWHERE, Kind, Support
+from ..support import CPU, EVERYWHERE, Kind, Support, UnsupportedError
 from ..tape import Maximum, Tape
-from . import operators
+from . import operators, stream
+from .between import moved, observations
 from .patches import fold, unfold
+
+# what is solved in chunks of time
+STREAMED = (
+    *(Kind(recurrence=r, neurons=n) for r in ("none", "delayed", "instant") for n in ("LIF", "LearnableLIF")),
+    Kind("convolution"),
+    Kind(output="max or mean"),
+)
 
 
 @dataclass(frozen=True)
@@ -130,9 +138,7 @@ class EventDriven(Solver):
             observe(maximum.after, maximum.arrival)
             return maximum.value
         if readout.reduce == "mean" and readout.tau is None:
-            share = _Average.of(*received, weight.shape[1], *specialized(neuron, self))
-            with torch.autocast(weight.device.type, enabled=False):
-                return share @ weight.t()
+            return self._mean(arrivals, weight, neuron)[0]
         tau = readout.tau or (weight.new_tensor(neuron.tau_mem), weight.new_tensor(neuron.tau_syn))
         if readout.times is not None:
             return readouts.at_times(arrivals, weight, *tau, readout.times)
@@ -141,6 +147,16 @@ class EventDriven(Solver):
                 arrivals, weight, *tau, self._time_of_maximum(arrivals, weight, torch.stack(tau))
             )
         return readouts.mean(arrivals, weight, *tau, self.t_end, readout.tau_weight or math.inf)
+
+    def _mean(
+        self, arrivals: Spikes, weight: Tensor, neuron: LIF, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """[B, N] the time average of the potential, and the share [B, M] that each input has in it, through a weight of 1; with
+        the share of what arrived ``before``."""
+        before = weight.new_zeros(len(arrivals), weight.shape[1]) if before is None else before
+        share = _Average.of(arrivals.time, arrivals.index.long(), before, *specialized(neuron, self))
+        with torch.autocast(weight.device.type, enabled=False):
+            return share @ weight.t(), share
 
     def _time_of_maximum(self, arrivals: Spikes, weight: Tensor, tau: Tensor) -> Tensor:
         """[B, N] when the potential of each neuron without threshold is highest; -inf where it never rises above rest. As far
@@ -152,6 +168,19 @@ class EventDriven(Solver):
         observe(found.after, found.arrival)
         arriving = torch.cat([time, time.new_zeros(time.shape[0], 1)], dim=1)  # -1, for no arrival, is one arrival more
         return torch.where(found.arrival >= 0, arriving.gather(1, found.arrival % arriving.shape[1]), found.time)
+
+    def check_stream(self, problem: Problem, device: torch.device | None = None) -> None:
+        kind, cpu = problem.kind(self.step), self.backend != "torch" and (device is None or device.type == "cpu")
+        if kind not in STREAMED or not cpu:
+            solved = ", ".join(map(str, STREAMED)).replace("`", "")
+            raise UnsupportedError(
+                f"a stream is solved on the CPU by the backend numba, for {solved}; got {kind} and {self} on {device}; give the "
+                f"network the whole recording at once"
+            )
+
+    def solve_chunk(self, problem: Problem, arrivals: Spikes, carried: Any, last: bool) -> tuple[Any, Any]:
+        self.check_stream(problem, arrivals.device)
+        return stream.solve(self, problem, arrivals, carried, last)
 
     def _constants(self, neuron: LIF, time: Tensor) -> tuple[list[float], float, str]:
         """The last arguments of the operators."""
@@ -257,10 +286,6 @@ class _DelayedSpikeTimes(FirstOrder):
 
 
 class _MaximumVoltage(FirstOrder):
-    """A maximum is an observation of V: an entry of the adjoint's tape that adds dL/dV to p and resets nothing. In
-    eq. (9) that is a spike with v_th = 0 and slope -1. Where an arrival ended the rise of V, the observation moves with
-    that arrival: dL/dt_j gains dL/dV times the slope before it."""
-
     @staticmethod
     def forward(time: Tensor, index: Tensor, weight: Tensor, neuron: LIF, solver: EventDriven) -> tuple[Tensor, ...]:
         return operators.maximum(time, index, weight, *solver._constants(neuron, time))
@@ -273,27 +298,17 @@ class _MaximumVoltage(FirstOrder):
             return None, None, None, None, None
         time, index, weight, *columns = ctx.saved_tensors
         maximum = Maximum(*columns)
-        never = maximum.after < 0
-        order = maximum.after.masked_fill(never, time.shape[1]).argsort(dim=1)  # padding last
-        tape = Tape(
-            time=maximum.time.gather(1, order),
-            neuron=order.masked_fill(never.gather(1, order), -1),
-            slope=-torch.ones_like(grad),
-            after=maximum.after.gather(1, order),
-        )
+        tape, order = observations(maximum, time.shape[1])
         grad_time, *rest = _backward(ctx, time, index, weight, tape, grad.gather(1, order), 0.0)
         if grad_time is not None:
-            # -1, for no arrival, becomes one arrival more
-            moved = grad.new_zeros(grad.shape[0], time.shape[1] + 1)
-            moved = moved.scatter_add(1, maximum.arrival % moved.shape[1], grad * maximum.slope)
-            grad_time = grad_time + moved[:, :-1]
+            grad_time = grad_time + moved(maximum, grad, time.shape[1])
         return grad_time, *rest
 
 
 class _Average(FirstOrder):
     @staticmethod
-    def forward(time: Tensor, index: Tensor, inputs: int, neuron: LIF, solver: EventDriven) -> Tensor:
-        return operators.average(time, index, inputs, *solver._constants(neuron, time))
+    def forward(time: Tensor, index: Tensor, before: Tensor, neuron: LIF, solver: EventDriven) -> Tensor:
+        return operators.average(time, index, before, *solver._constants(neuron, time))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -304,4 +319,4 @@ class _Average(FirstOrder):
     def backward(ctx, grad):
         time, index = ctx.saved_tensors
         by_time = operators.average_adjoint(time, index, grad, *ctx.solver._constants(ctx.neuron, time))
-        return by_time, None, None, None, None
+        return by_time, None, grad, None, None

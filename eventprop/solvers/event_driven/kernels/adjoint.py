@@ -20,7 +20,7 @@ from ...compilation.exponential import exp
 from ...compilation.jit import arrays, inlined, jit, threads
 from ...emission import Columns, row_of
 from ...tape import Tape
-from .common import input_major
+from .common import arrivals_before, at_rest, input_major
 
 ADJOINT_BLOCK = 384  # most neurons per backward task
 
@@ -33,6 +33,16 @@ def adjoint(
 
     ``v_reset`` is by how much a spike lowers V: v_th, or 0 for mere observations of V.
     """
+    nothing, stop = at_rest(len(time), t_end)
+    return adjoint_between(time, index, weight, tape, grad, nothing, stop, neuron, v_reset, need_time, need_weight)[:2]
+
+
+def adjoint_between(
+    time: Tensor, index: Tensor, weight: Tensor, tape: Tape, grad: Tensor, grad_end: Tensor, stop: Tensor, neuron: LIF,
+    v_reset: float, need_time: bool, need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The same for a walk that ends at ``stop`` [B], from ``grad_end`` [2, B, N] = dL/d(state at its end), or [2, 0, 0] if that
+    is 0; and dL/d(state at its begin), of the same shape."""
     (batch, arrivals), (width, inputs) = time.shape, weight.shape
     blocks = -(-width // ADJOINT_BLOCK)
     chunks = max(1, min(batch, backward_tasks(batch) // max(blocks, 1)))
@@ -41,12 +51,13 @@ def adjoint(
     weight_t, by_emitted = arrays(input_major(weight) if need_time else weight.new_empty(0, width), grad)
     shares = np.empty((chunks, inputs, width), weight_t.dtype)
     grad_time = np.zeros((blocks, batch, arrivals if need_time else 0), weight_t.dtype)
+    grad_begin = grad_end.clone(memory_format=torch.contiguous_format)
     with threads():
         adjoint_batch(
-            Arrivals(*arrays(time, index)), weight_t, Columns(*arrays(*tape)), by_emitted, Constants.of(neuron), v_reset, t_end,
-            shares, grad_time,
+            Arrivals(*arrays(time, index)), weight_t, Columns(*arrays(*tape)), by_emitted, Constants.of(neuron), v_reset,
+            *arrays(stop, grad_begin), shares, grad_time,
         )  # fmt: skip
-        return torch.from_numpy(grad_time.sum(0)), weight_gradient(shares)
+        return torch.from_numpy(grad_time.sum(0)), weight_gradient(shares), grad_begin
 
 
 class Coefficients(NamedTuple):
@@ -57,12 +68,11 @@ class Coefficients(NamedTuple):
 
 
 @jit
-def decays(time, tape, spikes, coefficients, tau_mem, tau_syn, t_end):
-    """Fill in the coefficients of eq. (5): in ``stretch`` from each arrival before the last of the ``spikes`` to the next one
-    (or t_end), and in ``spike`` from the arrival before each spike to the spike, and how p decays from there to the end of the
+def decays(time, arrivals, tape, spikes, coefficients, tau_mem, tau_syn, t_end):
+    """Fill in the coefficients of eq. (5): in ``stretch`` from each of the first ``arrivals`` to the next one (or t_end), and
+    in ``spike`` from the arrival before each of the ``spikes`` to the spike, and how p decays from there to the end of the
     stretch."""
     stretch, spike = coefficients
-    arrivals = tape.after[spikes - 1] + 1
     length = np.empty(arrivals)
     for e in range(arrivals):
         until = np.float64(time[e + 1]) if e + 1 < len(time) else np.inf
@@ -82,10 +92,11 @@ def decays(time, tape, spikes, coefficients, tau_mem, tau_syn, t_end):
 
 @inlined  # compiled apart, it would be other code, of other rounding, in the process that compiles than in those after it
 def adjoint_sample(
-    time, index, weight_t, tape, grad, block, constants, v_reset, t_end, grad_weight, grad_time, coefficients
+    time, index, weight_t, tape, grad, block, constants, v_reset, t_end, grad_state, grad_weight, grad_time, coefficients
 ):  # fmt: skip
     """Walk one sample backwards for the neurons of a ``block``, its first and the one after its last: add to ``grad_weight``
-    [M, N] unless it is empty, and write their share of dL/dt of each arrival to ``grad_time`` [K] unless it is empty."""
+    [M, N] unless it is empty, and write their share of dL/dt of each arrival to ``grad_time`` [K] unless it is empty. It begins
+    with p and q in ``grad_state`` [2, 1, N], and leaves there those before the first arrival, unless it is empty."""
     (first, stop), (tau_mem, tau_syn, _), (stretch, spike) = block, constants, coefficients
     out_time, out_neuron, out_slope, out_after = tape
     real, width = weight_t.dtype.type, stop - first
@@ -97,10 +108,13 @@ def adjoint_sample(
     k = len(out_time) - 1
     while k >= 0 and not first <= out_neuron[k] < stop:  # padding, and other blocks' spikes
         k -= 1
-    if k < 0:
+    e = out_after[k] if k >= 0 else -1  # p = q = 0 after the last spike, so the walk starts there
+    if grad_state.shape[1]:
+        p[:], q[:] = grad_state[0, 0, first:stop], grad_state[1, 0, first:stop]
+        e = arrivals_before(time, t_end) - 1
+    if e < 0:
         return
-    decays(time, tape, k + 1, coefficients, tau_mem, tau_syn, t_end)
-    e = out_after[k]  # p = q = 0 after the last spike, so the walk starts there
+    decays(time, e + 1, tape, k + 1, coefficients, tau_mem, tau_syn, t_end)
     while e >= 0:
         jumps = 0
         while k >= 0 and out_after[k] == e:
@@ -138,10 +152,12 @@ def adjoint_sample(
                     total += arrival_time_gradient(p[n], q[n], row[n], tau_mem, tau_syn)
                 grad_time[e] = total
             e -= 1
+    if grad_state.shape[1]:
+        grad_state[0, 0, first:stop], grad_state[1, 0, first:stop] = p, q
 
 
 @jit(parallel=True)
-def adjoint_batch(arrivals, weight_t, tape, grad, constants, v_reset, t_end, shares, grad_time):
+def adjoint_batch(arrivals, weight_t, tape, grad, constants, v_reset, stop, grad_state, shares, grad_time):
     """A task is a chunk of samples and a block of neurons. ``shares`` [chunks, M, N] is what the chunks give to dL/dweight, and
     ``grad_time`` [blocks, B, K] what the blocks give to dL/dtime."""
     batch, width = len(arrivals.time), weight_t.shape[1]
@@ -152,9 +168,9 @@ def adjoint_batch(arrivals, weight_t, tape, grad, constants, v_reset, t_end, sha
         share = shares[chunk]
         share[:, block[0] : block[1]] = 0.0
         coefficients = Coefficients(np.empty((3, arrivals.time.shape[1])), np.empty((4, tape.time.shape[1])))
-        first, stop = part_of(chunk, chunks, batch)
-        for b in range(first, stop):
+        first, after = part_of(chunk, chunks, batch)
+        for b in range(first, after):
             adjoint_sample(
-                arrivals.time[b], arrivals.source[b], weight_t, row_of(tape, b, 0), grad[b], block, constants, v_reset, t_end,
-                share, grad_time[number, b], coefficients,
+                arrivals.time[b], arrivals.source[b], weight_t, row_of(tape, b, 0), grad[b], block, constants, v_reset, stop[b],
+                grad_state[:, b : b + 1], share, grad_time[number, b], coefficients,
             )  # fmt: skip

@@ -19,6 +19,11 @@ def input_major(weight: Tensor) -> Tensor:
         return torch.from_numpy(transposed_sum(rows, rows[:0]))
 
 
+def at_rest(batch: int, t_end: float) -> tuple[Tensor, Tensor]:
+    """The state of a layer at rest, as the kernels take it, and [B] the end ``t_end`` of all samples."""
+    return torch.empty((2, 0, 0), dtype=torch.float64), torch.full((batch,), t_end, dtype=torch.float64)
+
+
 @jit
 def last_together(i, time, index, weight_t, first):
     """The last arrival at the time of arrival ``first``. The weights of those before it are added to I (eq. 4); its own are
@@ -30,6 +35,15 @@ def last_together(i, time, index, weight_t, first):
             i[n] += row[n]
         e += 1
     return e
+
+
+@jit
+def begin_state(state, width):
+    """V and I of a sample, from its ``state`` [2, 1, N]; at rest if that is empty."""
+    v, i = np.zeros(width), np.zeros(width)
+    if state.shape[1]:
+        v[:], i[:] = state[0, 0], state[1, 0]
+    return v, i
 
 
 @jit

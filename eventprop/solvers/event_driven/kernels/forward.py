@@ -12,6 +12,7 @@ import math
 
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
 from eventprop.core.neuron import LIF, crossing_slope, decay, flow, least_after_crossing, remaining_reset
@@ -23,7 +24,7 @@ from ...compilation.jit import arrays, is_finite, jit
 from ...crossing import NEVER, next_crossing, quick_crossing
 from ...emission import record, recorded, row_of, sort_by_time
 from ...tape import MAX_SPIKES_PER_SAMPLE, Tape
-from .common import TINY, arrivals_before, last_together, list_candidates
+from .common import TINY, arrivals_before, at_rest, begin_state, last_together, list_candidates
 
 LANES = 8  # neurons that are searched at once
 TASKS = 64  # most tasks of a forward pass
@@ -31,15 +32,26 @@ TASKS = 64  # most tasks of a forward pass
 
 def forward(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Tape:
     """Emitted spikes of a layer at rest that receives the spikes ``time``, ``index`` [B, K] through ``weight_t`` [M, N]."""
+    return forward_between(time, index, weight_t, *at_rest(len(time), t_end), neuron)[0]
+
+
+def forward_between(
+    time: Tensor, index: Tensor, weight_t: Tensor, state: Tensor, stop: Tensor, neuron: LIF
+) -> tuple[Tape, Tensor]:
+    """The same for a layer whose V and I are ``state`` [2, B, N] just before the first arrivals, up to ``stop`` [B] in ms; and
+    its state then, before what arrives then. A layer at rest has a state [2, 0, 0], and so it has at the end."""
     arrivals, (weights,), constants = Arrivals(*arrays(time, index)), arrays(weight_t), Constants.of(neuron)
     batch, neurons = len(time), weight_t.shape[1]
-    return recorded(
-        lambda out, _: simulate_batch(arrivals, weights, out, constants, t_end),
+    end = torch.zeros_like(state)
+    states = arrays(stop, state, end)
+    tape, _ = recorded(
+        lambda out, _: simulate_batch(arrivals, weights, out, constants, *states),
         batch,
         neurons,
         weights.dtype,
         min(batch, TASKS),
-    )[0]
+    )
+    return tape, end
 
 
 @jit
@@ -56,12 +68,12 @@ def advance(v, i, row, v_end, i_end, can_cross, a, s, phi, v_th):
 
 
 @jit
-def simulate(time, index, weight_t, out, constants, t_end):
-    """One sample: write its spikes to the row ``out``, ordered by time. Returns how many there are, also of those that do not
-    fit, and whether all potentials stayed finite."""
+def simulate(time, index, weight_t, out, constants, t_end, state, end):
+    """One sample: write its spikes to the row ``out``, ordered by time, and its state to ``end`` [2, 1, N], unless that is
+    empty. Returns how many spikes there are, also of those that do not fit, and whether all potentials stayed finite."""
     tau_mem, tau_syn, v_th = constants
     real, width = weight_t.dtype.type, weight_t.shape[1]
-    v, i = np.zeros(width), np.zeros(width)
+    v, i = begin_state(state, width)
     v_end, i_end = np.empty(width), np.empty(width)
     can_cross = np.zeros(-(-width // 8) * 8, np.bool_)
     can_cross_by_eight = can_cross.view(np.uint64)
@@ -108,18 +120,29 @@ def simulate(time, index, weight_t, out, constants, t_end):
             sort_by_time(out, begin, spikes)
         v, v_end = v_end, v
         i, i_end = i_end, i
+    if end.shape[1]:
+        end[0, 0], end[1, 0] = v, i
     return spikes, is_finite(v) and is_finite(i)
 
 
 @jit(parallel=True)
-def simulate_batch(arrivals, weight_t, out, constants, t_end):
+def simulate_batch(arrivals, weight_t, out, constants, stop, state, end):
     batch, (tasks, room) = len(arrivals.time), out.time.shape
     counts, finite = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
     for task in numba.prange(tasks):
-        first, stop = part_of(task, tasks, batch)
+        first, after = part_of(task, tasks, batch)
         place = 0
-        for b in range(first, stop):
+        for b in range(first, after):
             row = row_of(out, task, place)
-            counts[b], finite[b] = simulate(arrivals.time[b], arrivals.source[b], weight_t, row, constants, t_end)
+            counts[b], finite[b] = simulate(
+                arrivals.time[b],
+                arrivals.source[b],
+                weight_t,
+                row,
+                constants,
+                stop[b],
+                state[:, b : b + 1],
+                end[:, b : b + 1],
+            )
             place = min(place + counts[b], room)
     return counts, finite

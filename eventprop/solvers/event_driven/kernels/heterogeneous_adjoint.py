@@ -6,6 +6,7 @@ Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the long
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numba
@@ -27,24 +28,34 @@ from .heterogeneous import (
     BY_TAU_MEM,
     BY_TAU_SYN,
     REFRACTORY,
+    I_SYN,
     RELEASE,
     TAU_MEM,
     TAU_SYN,
+    U_MEM,
+    U_SYN,
     V_TH,
+    I,
     Layer,
+    Span,
+    U,
     empty_coefficients,
     fill,
     rates_of,
+    sample_of,
+    whole,
 )
 
 
 class Gradients(NamedTuple):
-    """dL/d(time, weight_t, recurrent_t, neurons) where kernels add it up."""
+    """dL/d(time, weight_t, recurrent_t, neurons) where kernels add it up; and of what is carried over."""
 
     time: np.ndarray
     weight_t: np.ndarray
     recurrent_t: np.ndarray
     neurons: np.ndarray
+    state: np.ndarray  # at first, that of the state at the end
+    own: np.ndarray
 
 
 def adjoint(
@@ -53,33 +64,50 @@ def adjoint(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """dL/d(time, weight, recurrent, neurons) from ``grad`` [B, S] = dL/d(emitted time); that of the refractory period is not
     computed, and 0, and that of the times only if needed, else empty."""
+    span = whole(time, t_end)
+    return adjoint_between(
+        time, index, weight, recurrent, delay, neurons, tape, kept, grad, span, span[2], span[2], need_time
+    )[:4]
+
+
+def adjoint_between(
+    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, delay: float, neurons: Tensor, tape: Tape, kept: Tensor,
+    grad: Tensor, span: Sequence[Tensor], end: Tensor, grad_end: Tensor, need_time: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The same for a part of the window, the tensors of a ``Span``, from the state at its ``end`` and ``grad_end``, dL/d(that),
+    both [6, B, N], or [6, 0, 0] if there is no state; and the gradients of the state at its begin, and of the times [B, R] of
+    the spikes carried over."""
     arrivals, layer = Arrivals(*arrays(time, index)), Layer.of(weight, recurrent, delay, neurons, kept.shape[2] > 0)
     chunks = min(max(1, backward_tasks(len(time))), max(1, len(time)))
     shares = [np.zeros((chunks, *x.shape), arrivals.time.dtype) for x in (layer.weight_t, layer.recurrent_t)]
     by_time = np.zeros((len(time), time.shape[1] if need_time else 0), arrivals.time.dtype)
-    gradients = Gradients(by_time, shares[0], shares[1], np.zeros((chunks, *neurons.shape)))
+    by_state, by_own = torch.zeros_like(grad_end), torch.zeros_like(span[3])
+    by_state[:U_MEM] = grad_end[:U_MEM]
+    gradients = Gradients(by_time, shares[0], shares[1], np.zeros((chunks, *neurons.shape)), *arrays(by_state, by_own))
     with threads():
-        adjoint_batch(arrivals, layer, Columns(*arrays(*tape)), *arrays(kept, grad), t_end, gradients)
+        adjoint_batch(
+            arrivals, layer, Columns(*arrays(*tape)), *arrays(kept, grad), Span(*arrays(*span)), *arrays(end), gradients
+        )
         by_weight, by_recurrent = map(weight_gradient, shares)
     by_neurons = torch.from_numpy(gradients.neurons.sum(0)).to(neurons.dtype)
-    return torch.from_numpy(gradients.time), by_weight, by_recurrent, by_neurons
+    return torch.from_numpy(gradients.time), by_weight, by_recurrent, by_neurons, by_state, by_own
 
 
 @jit
-def merged(time, tape, spikes, delay, recurrent, t_end):
+def merged(time, tape, spikes, delay, recurrent, span):
     """The events of a sample in the order in which ``simulate`` has met them: when, and the arrival, or -1 - k for the own
     spike k."""
-    time = time[: arrivals_before(time, t_end)]
+    time = time[: arrivals_before(time, span.stop)]
     when, source = np.empty(len(time) + spikes), np.empty(len(time) + spikes, np.int64)
-    now = min(0.0, np.float64(time[0])) if len(time) else 0.0
-    e = delivered = events = 0
+    now, delivered = span.begin, span.delivered
+    e = events = 0
     while True:
         arrives = np.float64(time[e]) if e < len(time) else np.inf
         comes_back = np.inf
         if recurrent and delivered < spikes:
             comes_back = max(now, np.float64(tape.time[delivered]) + delay)
         now = min(arrives, comes_back)
-        if now >= t_end:
+        if now >= span.stop:
             return when[:events], source[:events]
         when[events] = now
         if comes_back <= arrives:
@@ -92,23 +120,25 @@ def merged(time, tape, spikes, delay, recurrent, t_end):
 
 
 @jit
-def adjoint_sample(time, index, layer, tape, kept, grad, t_end, grad_time, grad_weight, grad_recurrent, grad_neurons):
+def adjoint_sample(
+    time, index, layer, tape, kept, grad, span, end_state, grad_time, grad_weight, grad_recurrent, grad_neurons, grad_state,
+    grad_own,
+):  # fmt: skip
     """Walk one sample backwards, as ``adjoint.adjoint_sample``. The hold of V after a spike ends p, at its release, and so is
     a jump of p to 0 there."""
     weight_t, recurrent_t, delay, neurons, alike, _ = layer
     tau_mem, tau_syn, v_th, refractory = neurons[TAU_MEM], neurons[TAU_SYN], neurons[V_TH], neurons[REFRACTORY]
     real, width = weight_t.dtype.type, len(tau_mem)
-    spikes = np.searchsorted(tape.time, np.inf)
-    if spikes == 0:
+    spikes, t_end = np.searchsorted(tape.time, np.inf), span.stop
+    if spikes == 0 and not grad_state.shape[1]:
         return
-    when, source = merged(time, tape, spikes, delay, len(recurrent_t) > 0, t_end)
-    start = min(0.0, np.float64(time[0])) if len(time) else 0.0
+    when, source = merged(time, tape, spikes, delay, len(recurrent_t) > 0, span)
     by_time, by_release = grad[:spikes].astype(np.float64), np.zeros(spikes)
     until_held = np.empty(spikes)
     for k in range(spikes):
         until_held[k] = np.float64(tape.time[k]) + refractory[tape.neuron[k]]
     by_end = np.argsort(until_held, kind="mergesort")
-    freed = last_freed(tape, refractory)
+    freed, freed_at_end = last_freed(tape, refractory, span.begin)
     r = spikes - 1
     while r >= 0 and until_held[by_end[r]] >= t_end:
         r -= 1
@@ -116,14 +146,19 @@ def adjoint_sample(time, index, layer, tape, kept, grad, t_end, grad_time, grad_
     p_at, at = np.zeros(width), np.full(width, np.inf)  # p beyond the last jump in this stretch, and its time
     jumped, jump, jump_at = np.empty(2 * spikes, np.int64), np.empty(2 * spikes), np.empty(2 * spikes)
     coefficients, rates = empty_coefficients(width, weight_t.dtype), rates_of(tau_mem, tau_syn)
+    if grad_state.shape[1]:
+        p[:], q[:] = grad_state[U, 0], grad_state[I, 0]
+        by_end_state(grad_neurons, grad_state, end_state, freed_at_end, t_end, tau_mem)
     k = spikes - 1
     for stretch in range(len(when) - 1, -2, -1):
-        begin = when[stretch] if stretch >= 0 else start
+        begin = when[stretch] if stretch >= 0 else span.begin
         end = when[stretch + 1] if stretch + 1 < len(when) else t_end
         jumps = 0
         while True:
             spike = k >= 0 and tape.after[k] == stretch
             freed_here = r >= 0 and refractory[tape.neuron[by_end[r]]] > 0.0 and until_held[by_end[r]] > begin
+            if r >= 0 and stretch < 0 and until_held[by_end[r]] == begin:  # carried over, and not yet counted
+                freed_here = refractory[tape.neuron[by_end[r]]] > 0.0
             if not spike and not freed_here:
                 break
             if freed_here and (not spike or until_held[by_end[r]] >= tape.time[k]):
@@ -140,7 +175,7 @@ def adjoint_sample(time, index, layer, tape, kept, grad, t_end, grad_time, grad_
                 leap = spike_jump(p_t, by_time[k] + by_release[k], tape.slope[k], lowered, tau_mem[n])
                 p_next = p_t + leap
                 grad_neurons[n, V_TH] -= p_next
-                since = t - max(freed[k], 0.0)
+                since = t - freed[k]
                 if since > 0.0:
                     grad_neurons[n, BIAS] += leap * (1.0 - math.exp(-since / tau_mem[n]))
                 if kept.shape[1]:
@@ -177,6 +212,22 @@ def adjoint_sample(time, index, layer, tape, kept, grad, t_end, grad_time, grad_
             grad_time[e] = total
         else:
             by_time[-1 - e] += total
+    if grad_state.shape[1]:
+        grad_state[U, 0], grad_state[I, 0] = p, q
+    for k in range(len(grad_own)):
+        if span.neuron[k] >= 0:
+            grad_own[k] = by_time[k] + by_release[k]
+
+
+@jit
+def by_end_state(grad_neurons, grad_state, end_state, freed, t_end, tau_mem):
+    """What parameters give to the loss by the state at the end, for fixed times of all events."""
+    for n in range(len(freed)):
+        p, q = grad_state[U, 0, n], grad_state[I, 0, n]
+        grad_neurons[n, TAU_MEM] += p * end_state[U_MEM, 0, n]
+        grad_neurons[n, TAU_SYN] += p * end_state[U_SYN, 0, n] + q * end_state[I_SYN, 0, n]
+        if t_end > 0.0:  # U = V - b
+            grad_neurons[n, BIAS] -= p * math.exp(-max(t_end - freed[n], 0.0) / tau_mem[n])
 
 
 @jit
@@ -201,26 +252,30 @@ def p_before(p, p_at, at, end, t, tau_mem):
 
 
 @jit
-def last_freed(tape, refractory):
-    """For each spike, since when V has been free of a hold; -inf if it never was held."""
-    freed, last = np.full(len(tape.time), -np.inf), np.full(len(refractory), -np.inf)
+def last_freed(tape, refractory, begin):
+    """For each spike, and for the end of each neuron, since when U depends on the bias: since the begin of that, at 0, or since
+    the last hold of V. -inf where U is that at the ``begin``, which is given."""
+    first = 0.0 if begin <= 0.0 else -np.inf
+    freed, last = np.full(len(tape.time), first), np.full(len(refractory), first)
     for k in range(len(tape.time)):
         n = tape.neuron[k]
         if n >= 0:
             freed[k] = last[n]
-            if refractory[n] > 0.0:
-                last[n] = np.float64(tape.time[k]) + refractory[n]
-    return freed
+            release = np.float64(tape.time[k]) + refractory[n]
+            if refractory[n] > 0.0 and release >= begin:
+                last[n] = max(release, first)
+    return freed, last
 
 
 @jit(parallel=True)
-def adjoint_batch(arrivals, layer, tape, kept, grad, t_end, gradients):
+def adjoint_batch(arrivals, layer, tape, kept, grad, span, end, gradients):
     """The shares of the chunks of samples are the rows of the ``gradients``, but for the times."""
     batch, chunks = len(arrivals.time), len(gradients.weight_t)
     for chunk in numba.prange(chunks):
         first, stop = part_of(chunk, chunks, batch)
         for b in range(first, stop):
             adjoint_sample(
-                arrivals.time[b], arrivals.source[b], layer, row_of(tape, b, 0), kept[b], grad[b], t_end,
-                gradients.time[b], gradients.weight_t[chunk], gradients.recurrent_t[chunk], gradients.neurons[chunk],
+                arrivals.time[b], arrivals.source[b], layer, row_of(tape, b, 0), kept[b], grad[b], sample_of(span, b),
+                end[:, b : b + 1], gradients.time[b], gradients.weight_t[chunk], gradients.recurrent_t[chunk],
+                gradients.neurons[chunk], gradients.state[:, b : b + 1], gradients.own[b],
             )  # fmt: skip

@@ -13,10 +13,12 @@ Shapes: B samples, M inputs, N neurons, K arrivals, S emitted spikes in the long
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
 from eventprop.core.neuron import crossing_slope, decay, decay_by_tau, flow, least_after_crossing, slope
@@ -32,15 +34,25 @@ from .heterogeneous import (
     BIAS,
     BY_TAU_MEM,
     BY_TAU_SYN,
+    CARRIED,
+    I_SYN,
     REFRACTORY,
     RELEASE,
+    RELEASED,
     TAU_MEM,
     TAU_SYN,
+    U_MEM,
+    U_SYN,
     V_TH,
+    I,
     Layer,
+    Span,
+    U,
     empty_coefficients,
     fill,
     rates_of,
+    sample_of,
+    whole,
 )
 
 # Of the longer time constant: no crossing comes later, since U is down to 1e-260 of what it was, and the sign of a smaller
@@ -64,16 +76,29 @@ def forward(
     """Emitted spikes of a layer that receives the spikes ``time``, ``index`` [B, K] through ``weight`` [N, M] and its own
     spikes, ``delay`` ms later, through ``recurrent`` [N, N], or [N, 0] if it is not recurrent; ``neurons`` [N, 5]. And what is
     kept of each spike, [B, S, 3], or [B, S, 0] if there is nothing to keep."""
+    return forward_between(time, index, weight, recurrent, delay, neurons, whole(time, t_end), learns)[:2]
+
+
+def forward_between(
+    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, delay: float, neurons: Tensor, span: Sequence[Tensor],
+    learns: bool,
+) -> tuple[Tape, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The same for a part of the window, the tensors of a ``Span``. The spikes carried over come first in the tape. And if the
+    span has a state, that at its end, of each neuron [B, N] the last spike, -1 for none, and how many spikes [B] have arrived."""
     arrivals, layer = Arrivals(*arrays(time, index)), Layer.of(weight, recurrent, delay, neurons, learns)
     keeps = 3 if learns or layer.neurons[REFRACTORY].any() else 0
-    return recorded(
-        lambda out, kept: simulate_batch(arrivals, layer, out, kept, t_end),
-        len(time),
+    batch, end = len(time), torch.zeros_like(span[2])
+    last, delivered = (end.new_full((end.shape[1], *size), -1, dtype=torch.int64) for size in ((len(neurons),), ()))
+    carried, ends = Span(*arrays(*span)), arrays(end, last, delivered)
+    tape, kept = recorded(
+        lambda out, kept: simulate_batch(arrivals, layer, out, kept, carried, *ends),
+        batch,
         len(neurons),
         arrivals.time.dtype,
-        len(time),
+        batch,
         keeps,
     )
+    return tape, kept, end, last, delivered
 
 
 class Now(NamedTuple):
@@ -108,8 +133,9 @@ class Emitted(NamedTuple):
 
 
 @jit
-def simulate(time, index, layer, out, kept, t_end):
-    """One sample, as ``forward.simulate``. It stops at a spike that does not fit, which would have acted on the others."""
+def simulate(time, index, layer, out, kept, span, end_state, end_last):
+    """One sample, as ``forward.simulate``; it also returns how many own spikes have arrived. It stops at a spike that does not
+    fit, which would have acted on the others."""
     weight_t, recurrent_t, delay, neurons, _, _ = layer
     reach = REACH * np.maximum(neurons[TAU_MEM], neurons[TAU_SYN]).min()
     width, room, recurrent = neurons.shape[1], min(len(out.time), MAX_SPIKES_PER_SAMPLE), len(recurrent_t) > 0
@@ -123,10 +149,14 @@ def simulate(time, index, layer, out, kept, t_end):
     first = np.empty(len(can_cross))  # of each candidate, the time from the begin of the stretch to its first crossing
     holds = Holds(np.empty(width, np.int64), np.full(width, -np.inf), np.full(width, -1))
     emitted = Emitted(out, kept, np.empty(width, np.int64))
-    time = time[: arrivals_before(time, t_end)]
-    now = min(0.0, np.float64(time[0])) if len(time) else 0.0
-    begun = False
-    spikes = e = delivered = held = 0
+    now, t_end, time = span.begin, span.stop, time[: arrivals_before(time, span.stop)]
+    begun = now > 0.0
+    if begun:
+        begin_bias(state, now_at, neurons[BIAS])
+    spikes, held = take_over(span, state, holds, out)
+    e, delivered = 0, span.delivered
+    if spikes > room:
+        return spikes, delivered, True
     while now < t_end:
         row = no_event
         while recurrent and delivered < spikes and out.time[delivered] + delay <= now:
@@ -166,7 +196,7 @@ def simulate(time, index, layer, out, kept, t_end):
                     until = min(until, now + first[c] + delay)
         if until - now < horizon:  # another own spike arrives before
             advance(state, no_event, end, can_cross, until - now, layer, coefficients, rates, now_at.threshold)
-        stretch = Stretch(now, until, delivered + e - 1)
+        stretch = Stretch(now, until, delivered - span.delivered + e - 1)
         if held > 0:
             held = end_holds(state, end, stretch, holds, held, kept, now_at, layer)
         begin_spikes = spikes
@@ -174,17 +204,39 @@ def simulate(time, index, layer, out, kept, t_end):
             if first[c] == NEVER or now + first[c] > until:
                 continue
             if not state.i[candidate[c]] < np.inf:
-                return spikes, False
+                return spikes, delivered, False
             spikes, held = emit(
                 candidate[c], first[c], spikes, begin_spikes, state, end, stretch, holds, held, emitted, now_at, layer
             )
             if spikes > room:
-                return spikes, True
+                return spikes, delivered, True
         if begin_spikes < spikes:
             sort(emitted, begin_spikes, spikes, holds.last)
         state, end = end, state
         now = until
-    return spikes, is_finite(state.u) and is_finite(state.i)
+    if end_state.shape[1]:
+        end_state[U, 0], end_state[I, 0], end_state[RELEASED, 0] = state.u, state.i, holds.release
+        end_state[U_MEM, 0], end_state[U_SYN, 0], end_state[I_SYN, 0] = state.u_mem, state.u_syn, state.i_syn
+        end_last[0] = holds.last
+    return spikes, delivered, is_finite(state.u) and is_finite(state.i)
+
+
+@jit
+def take_over(span, state, holds, out):
+    """Take what is carried over. Returns how many spikes and how many held neurons there are."""
+    spikes = held = 0
+    for k in range(len(span.own)):
+        if span.neuron[k] >= 0:
+            record(out, k, span.own[k], span.neuron[k], np.inf, CARRIED)
+            holds.last[span.neuron[k]] = k
+            spikes += 1
+    if span.state.shape[1]:
+        state.u[:], state.i[:], holds.release[:] = span.state[U, 0], span.state[I, 0], span.state[RELEASED, 0]
+        for n in range(len(state.u)):
+            if holds.release[n] >= span.begin:
+                holds.neuron[held] = n
+                held += 1
+    return spikes, held
 
 
 @jit
@@ -404,9 +456,14 @@ def first_crossing(one, horizon, neurons, n, threshold):
 
 
 @jit(parallel=True)
-def simulate_batch(arrivals, layer, out, kept, t_end):
+def simulate_batch(arrivals, layer, out, kept, span, end_state, end_last, end_delivered):
     batch = len(arrivals.time)
     counts, finite = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
     for b in numba.prange(batch):
-        counts[b], finite[b] = simulate(arrivals.time[b], arrivals.source[b], layer, row_of(out, b, 0), kept[b], t_end)
+        counts[b], delivered, finite[b] = simulate(
+            arrivals.time[b], arrivals.source[b], layer, row_of(out, b, 0), kept[b], sample_of(span, b),
+            end_state[:, b : b + 1], end_last[b : b + 1],
+        )  # fmt: skip
+        if len(end_delivered):
+            end_delivered[b] = delivered
     return counts, finite

@@ -16,14 +16,24 @@ from eventprop.core.neuron import LIF, decay, flow, integral, integrated_psp, pe
 
 from ...compilation.jit import arrays, is_finite, jit, threads
 from ...tape import Maximum, check_finite
-from .common import TINY, arrivals_before, last_together
+from .common import TINY, arrivals_before, at_rest, begin_state, last_together
 
 
 def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Maximum:
     """The maximum over time of the potential of neurons that do not spike, in closed form."""
-    shape = (len(time), weight_t.shape[1])
+    best = weight_t.new_zeros((len(time), weight_t.shape[1]))
+    return maximum_between(time, index, weight_t, best, *at_rest(len(time), t_end), neuron, t_end)[0]
+
+
+def maximum_between(
+    time: Tensor, index: Tensor, weight_t: Tensor, best: Tensor, state: Tensor, stop: Tensor, neuron: LIF, t_end: float
+) -> tuple[Maximum, Tensor]:
+    """The same for neurons that begin with V and I of ``state`` [2, B, N], up to ``stop`` [B], where it is higher than the
+    ``best`` [B, N] so far; and their state then, as for ``forward_between``. What has an end before ``t_end`` ends at an
+    arrival."""
+    shape, end = best.shape, torch.zeros_like(state)
     result = Maximum(
-        value=torch.zeros(shape, dtype=weight_t.dtype),
+        value=best.clone(memory_format=torch.contiguous_format),
         time=torch.full(shape, -math.inf, dtype=weight_t.dtype),
         after=torch.full(shape, -1),
         arrival=torch.full(shape, -1),
@@ -31,15 +41,21 @@ def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: f
     )
     with threads():
         finite = find_maximum_batch(
-            *arrays(time, index, weight_t), *arrays(*result), neuron.tau_mem, neuron.tau_syn, t_end
+            *arrays(time, index, weight_t),
+            *arrays(*result),
+            *arrays(stop, state, end),
+            neuron.tau_mem,
+            neuron.tau_syn,
+            t_end,
         )
     check_finite(bool(finite.all()))
-    return result
+    return result, end
 
 
-def average(time: Tensor, index: Tensor, inputs: int, neuron: LIF, t_end: float) -> Tensor:
-    """[B, M] time average over [0, t_end] of the potential that each of M ``inputs`` raises through a weight of 1."""
-    received = torch.zeros((len(time), inputs), dtype=time.dtype)
+def average(time: Tensor, index: Tensor, before: Tensor, neuron: LIF, t_end: float) -> Tensor:
+    """[B, M] time average over [0, t_end] of the potential that each of M inputs raises through a weight of 1, added to what
+    came ``before`` [B, M]."""
+    received = before.clone(memory_format=torch.contiguous_format)
     with threads():
         average_batch(*arrays(time, index, received), neuron.tau_mem, neuron.tau_syn, t_end)
     return received
@@ -94,18 +110,21 @@ def average_psp_adjoint(time, index, grad, grad_time, tau_mem, tau_syn, t_end):
 
 
 @jit
-def find_maximum(time, index, weight_t, best, best_time, best_after, best_arrival, best_slope, tau_mem, tau_syn, t_end):
-    """One sample: the maximum of each potential without threshold in [0, t_end]; see ``Maximum``. True if all is finite."""
+def find_maximum(
+    time, index, weight_t, best, best_time, best_after, best_arrival, best_slope, stop, state, end, tau_mem, tau_syn, t_end
+):  # fmt: skip
+    """One sample: the maximum of each potential without threshold in [0, stop]; see ``Maximum``, and ``simulate`` for the
+    states. True if all is finite."""
     width = weight_t.shape[1]
-    v, i = np.zeros(width), np.zeros(width)
-    time = time[: arrivals_before(time, t_end)]
+    v, i = begin_state(state, width)
+    time = time[: arrivals_before(time, stop)]
     e = 0
     while e < len(time):
         now = np.float64(time[e])
         e = last_together(i, time, index, weight_t, e)
         i += weight_t[index[e]]
         e += 1
-        until = np.float64(time[e]) if e < len(time) else t_end
+        until = np.float64(time[e]) if e < len(time) else stop
         if now < 0.0:  # what comes before 0 acts, and is not measured
             a, s, phi = decay(min(until, 0.0) - now, tau_mem, tau_syn)
             for n in range(width):
@@ -131,20 +150,22 @@ def find_maximum(time, index, weight_t, best, best_time, best_after, best_arriva
                         best_arrival[n], best_slope[n] = -1, 0.0
                 elif v_end > best[n]:  # V still rises when the next arrival, or the end of the window, comes
                     best[n], best_time[n], best_after[n] = v_end, until, e - 1
-                    best_arrival[n] = e if e < len(time) else -1
+                    best_arrival[n] = e if until < t_end else -1
                     best_slope[n] = slope(i_end, v_end, tau_mem)
             v[n], i[n] = v_end, i_end
+    if end.shape[1]:
+        end[0, 0], end[1, 0] = v, i
     return is_finite(v) and is_finite(i)
 
 
 @jit(parallel=True)
 def find_maximum_batch(
-    time, index, weight_t, best, best_time, best_after, best_arrival, best_slope, tau_mem, tau_syn, t_end
-):
+    time, index, weight_t, best, best_time, best_after, best_arrival, best_slope, stop, state, end, tau_mem, tau_syn, t_end
+):  # fmt: skip
     finite = np.zeros(len(time), np.bool_)
     for b in numba.prange(len(time)):
         finite[b] = find_maximum(
             time[b], index[b], weight_t, best[b], best_time[b], best_after[b], best_arrival[b], best_slope[b],
-            tau_mem, tau_syn, t_end,
+            stop[b], state[:, b : b + 1], end[:, b : b + 1], tau_mem, tau_syn, t_end,
         )  # fmt: skip
     return finite

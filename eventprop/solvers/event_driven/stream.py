@@ -1,0 +1,229 @@
+"""A layer in chunks of time, with the very numbers that it has over the whole window.
+
+To stop between two arrivals would round a stretch in two places. So a layer is solved up to the last arrival that is known, of
+each sample; that arrival waits for the next chunk, which begins with it, and so does the state just before it. What is emitted
+up to then is certain.
+
+Shapes: B samples, P positions of a convolution, M inputs, N neurons, K arrivals.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eventprop.core.learnable import parameters_of
+from eventprop.core.neuron import LIF
+from eventprop.core.observe import observe
+from eventprop.core.spikes import Spikes
+from eventprop.core.tensorlike import traced
+
+from ..problem import Convolution, Dense, Problem
+from ..tape import Maximum
+from . import operators
+from .between import MaximumBetween, RecurrentBetween, SpikesBetween
+from .patches import fold, unfold
+
+
+class Carried(NamedTuple):
+    """What a layer carries over."""
+
+    waiting: Spikes  # the arrivals at the time up to which it is solved
+    state: Tensor  # [2, B, N] V and I just before them, float64
+
+
+class Part(NamedTuple):
+    """What is solved of a layer in one chunk."""
+
+    arrivals: Spikes
+    stop: Tensor  # [B] ms
+    waiting: Spikes  # for the next chunk
+    state: Tensor  # [2, B, N] at the begin
+
+    @classmethod
+    def of(cls, arrivals: Spikes, carried: Carried | None, neurons: int, t_end: float, last: bool) -> Part:
+        """Between the arrivals that waited, if any, and those that will."""
+        time, index = arrivals.time, arrivals.index.long()
+        state = torch.zeros((2, len(time), neurons), dtype=torch.float64) if carried is None else carried.state
+        if carried is not None:
+            check_order(carried.waiting, time)
+            time, index = torch.cat([carried.waiting.time, time], 1), torch.cat([carried.waiting.index, index], 1)
+        time, index = time.masked_fill(time >= t_end, math.inf), index.masked_fill(time >= t_end, -1)  # without effect
+        known = Spikes._trusted(time, index, arrivals._shape, None, arrivals.height).reordered(time, index)
+        stop = torch.full((len(time),), t_end, dtype=torch.float64) if last else last_time(known)
+        early = known.time != stop[:, None]
+        waiting = known.reordered(known.time.masked_fill(early, math.inf), known.index.masked_fill(early, -1))
+        return cls(known, stop, waiting, state)
+
+
+def check_order(waiting: Spikes, time: Tensor) -> None:
+    """Raise if a spike of a chunk, ``time`` [B, K], comes before those that wait from earlier chunks."""
+    known = last_time(waiting)
+    late = (time < known[:, None]).any(1)
+    if late.any():
+        sample = int(late.nonzero()[0])
+        raise ValueError(
+            f"chunks must not go back in time, nor may what is between the layers of a network: sample {sample} has a spike at "
+            f"{float(time[sample].detach().min())} ms, after one at {float(known[sample])} ms in an earlier chunk"
+        )
+
+
+def last_time(spikes: Spikes) -> Tensor:
+    """[B] the time of the last spike of each sample, float64; -inf if there is none."""
+    time = spikes.time.detach().double()
+    return torch.cat([time.masked_fill(time == math.inf, -math.inf), time.new_full((len(time), 1), -math.inf)], 1).amax(
+        1
+    )
+
+
+def solve(solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last: bool) -> tuple[Any, Any]:
+    """As ``Solver.solve_chunk``, for an ``EventDriven``."""
+    if problem.readout is not None:
+        return (_maximum if problem.readout.reduce == "max" else _mean)(solver, problem, arrivals, carried, last)
+    if isinstance(problem.synapses, Convolution):
+        return _convolution(solver, problem, arrivals, carried, last)
+    plain = isinstance(problem.neuron, LIF) and problem.recurrence is None
+    return (_spikes if plain else _heterogeneous)(solver, problem, arrivals, carried, last)
+
+
+def _spikes(solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last: bool) -> tuple[Spikes, Carried]:
+    assert isinstance(problem.synapses, Dense)
+    weight = arrivals.scaled(problem.synapses.weight)
+    part = Part.of(arrivals, carried, len(weight), solver.t_end, last)
+    received = part.arrivals.time, part.arrivals.index
+    time, index, slope, after, end = SpikesBetween.of(*received, weight, part.state, part.stop, problem.neuron, solver)
+    observe(index, after)
+    return Spikes._trusted(time, index, (len(weight),), slope), Carried(part.waiting, end)
+
+
+class CarriedSpikes(NamedTuple):
+    """What a layer carries over that receives its own spikes, or whose neurons differ."""
+
+    inside: Carried  # its state is [6, B, N], as the kernels have it; the last row says until when V is held
+    own: Tensor  # [B, R] spikes that are still to arrive or hold their neurons, padded with +inf
+    neuron: Tensor  # [B, R] of them, padded with -1
+    delivered: Tensor  # [B] how many of them have arrived
+
+
+def _heterogeneous(
+    solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last: bool
+) -> tuple[Spikes, CarriedSpikes]:
+    assert isinstance(problem.synapses, Dense)
+    weight = arrivals.scaled(problem.synapses.weight)
+    back, delay = problem.recurrence or (weight.new_zeros(len(weight), 0), 0.0)
+    neurons = parameters_of(problem.neuron, weight)
+    if carried is None:
+        state = torch.zeros((6, len(arrivals), len(weight)), dtype=torch.float64)
+        state[-1] = -math.inf
+        none = Spikes._trusted(
+            arrivals.time[:, :0], arrivals.index[:, :0].long(), arrivals._shape, None, arrivals.height
+        )
+        carried = CarriedSpikes(Carried(none, state), none.time, none.index, state.new_zeros(len(arrivals)).long())
+    part = Part.of(arrivals, carried.inside, len(weight), solver.t_end, last)
+    time, index, own, neuron = part.arrivals.time, part.arrivals.index, carried.own, carried.neuron
+    waited, first = last_time(carried.inside.waiting), F.pad(time.detach(), (0, 1))[:, 0].double().clamp(max=0.0)
+    begin = torch.where(waited > -math.inf, waited, first)
+    stop = torch.maximum(part.stop, begin)
+    learns = neurons.requires_grad or traced(neurons)
+    *columns, _, end, latest, arrived = RecurrentBetween.of(
+        time,
+        index,
+        weight,
+        back,
+        neurons,
+        begin,
+        stop,
+        part.state,
+        own,
+        neuron,
+        carried.delivered,
+        delay,
+        learns,
+        solver,
+    )
+    at, emitter, slope, after = columns
+    observe(emitter, after)
+    train = Spikes._trusted(at, emitter, (len(weight),), slope)
+    place, real = torch.arange(at.shape[1]), emitter >= 0
+    fresh = _only(train, real & (place >= (neuron >= 0).sum(1, keepdim=True)))
+    source = emitter.clamp(min=0)
+    holds = (end[-1].detach() >= stop[:, None]).gather(1, source) & (latest.gather(1, source) == place)
+    to_arrive = place >= arrived[:, None] if problem.recurrence else torch.zeros_like(real)
+    matters = real & (holds | to_arrive)
+    later = _only(train, matters)
+    delivered = (matters & ~to_arrive).sum(1) if problem.recurrence else arrived
+    return fresh, CarriedSpikes(Carried(part.waiting, end), later.time, later.index, delivered)
+
+
+class CarriedPatches(NamedTuple):
+    """What a convolution carries over."""
+
+    inside: Carried | None  # of its positions as samples
+    known: Tensor  # [B] ms, up to when the arrivals of a sample are known; float64
+    emitted: Spikes  # [B P, S] that may not go on before others do
+
+
+def _convolution(solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last: bool) -> tuple[Spikes, Any]:
+    """What a position emits after its last arrival is certain only when it has the next one. A position that will fire before the
+    others' arrivals holds back what these emit later, since spikes go on in the order of their times."""
+    assert isinstance(problem.synapses, Convolution)
+    window = problem.synapses.window(arrivals)
+    inside = problem._replace(synapses=Dense(problem.synapses.weight.flatten(1)))
+    patches, before = unfold(arrivals, window, "numba"), None if carried is None else carried.inside
+    emitted, after = _spikes(solver, inside, patches, before, last)
+    known = last_time(arrivals)
+    if carried is not None:
+        known = torch.maximum(known, carried.known)
+        columns = [
+            torch.cat([getattr(x, name) for x in (carried.emitted, emitted)], 1) for name in ("time", "index", "slope")
+        ]
+        emitted = emitted.reordered(*columns)
+    if last:
+        return fold(emitted, window, "numba"), CarriedPatches(after, known, emitted)
+    each = known.repeat_interleave(math.prod(window.out))
+    with torch.no_grad():
+        weight = patches.scaled(inside.synapses.weight)
+        waiting = after.waiting.time, after.waiting.index
+        following = operators.spikes_between(*waiting, weight, after.state, each, problem.neuron.numbers)[1]
+    fires = (following >= 0).any(1)
+    certain = torch.where(fires, last_time(after.waiting), each).unflatten(0, (len(known), -1)).amin(1)
+    certain = certain.repeat_interleave(math.prod(window.out))[:, None]
+    return (
+        fold(_only(emitted, emitted.time < certain), window, "numba"),
+        CarriedPatches(after, known, _only(emitted, emitted.time >= certain)),
+    )
+
+
+def _only(spikes: Spikes, these: Tensor) -> Spikes:
+    return spikes.reordered(spikes.time.masked_fill(~these, math.inf), spikes.index.masked_fill(~these, -1))
+
+
+class CarriedMaximum(NamedTuple):
+    """What a readout of the maximum carries over."""
+
+    inside: Carried
+    best: Tensor  # [B, N] so far
+
+
+def _maximum(
+    solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last: bool
+) -> tuple[Tensor, CarriedMaximum]:
+    weight, neuron, _ = problem.to_read_out()
+    weight = arrivals.scaled(weight)
+    part = Part.of(arrivals, None if carried is None else carried.inside, len(weight), solver.t_end, last)
+    best = weight.new_zeros((len(arrivals), len(weight))) if carried is None else carried.best
+    received = part.arrivals.time, part.arrivals.index
+    *columns, end = MaximumBetween.of(*received, weight, best, part.state, part.stop, neuron, solver)
+    found = Maximum(*columns)
+    observe(found.after, found.arrival)
+    return found.value, CarriedMaximum(Carried(part.waiting, end), found.value)
+
+
+def _mean(solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last: bool) -> tuple[Tensor, Tensor]:
+    """It is a sum over arrivals, [B, M] of which each input has its part."""
+    weight, neuron, _ = problem.to_read_out()
+    return solver._mean(arrivals, arrivals.scaled(weight), neuron, carried)

@@ -30,7 +30,7 @@ def forward(
     return recorded(
         lambda out, kept: simulate_batch(arrivals, *synapses, parameters, learns, out, kept, t_end),
         len(time),
-        len(neurons),
+        4 * len(neurons),  # room for many spikes: what does not fit costs another run
         arrivals.time.dtype,
         len(time),
         3 if learns or parameters[REFRACTORY].any() else 0,

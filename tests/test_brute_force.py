@@ -127,16 +127,18 @@ def solved(layer: SpikingLinear, spikes: Spikes) -> list[torch.Tensor]:
     return [output.time.detach(), output.index, output.slope.detach(), *found]
 
 
-def assert_same_bits(layer: SpikingLinear, batch: Spikes) -> None:
-    """P7: for any number of threads, and in a batch as alone; gradients by parameters are sums, which round."""
-    saved = torch.get_num_threads()
+def assert_threads_change_nothing(layer: SpikingLinear, batch: Spikes) -> None:
+    saved, expected = torch.get_num_threads(), solved(layer, batch)
     try:
         torch.set_num_threads(2)
-        in_parallel = solved(layer, batch)
+        assert all(map(torch.equal, expected, solved(layer, batch)))
     finally:
         torch.set_num_threads(saved)
+
+
+def assert_batch_gives_what_samples_give(layer: SpikingLinear, batch: Spikes) -> None:
+    """To the bit, but for the gradients by parameters, which are sums over samples."""
     together, sums = solved(layer, batch), [torch.zeros_like(parameter) for parameter in layer.parameters()]
-    assert all(map(torch.equal, together, in_parallel))
     for b in range(batch.batch_size):
         arrivals = int(batch.time[b].isfinite().sum())  # without padding
         alone = solved(
@@ -156,7 +158,10 @@ def assert_same_bits(layer: SpikingLinear, batch: Spikes) -> None:
 
 def test_bits_of_a_thousand_random_networks():
     for seed in range(NETWORKS):
-        assert_same_bits(*random_case(seed))
+        layer, batch = random_case(seed)
+        assert_batch_gives_what_samples_give(layer, batch)
+        if seed % 10 == 0:  # two threads that wait for each other cost 50 times as much on a busy machine
+            assert_threads_change_nothing(layer, batch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -177,4 +182,6 @@ def test_bits_of_large_layers(kind, delay, dtype):
     time = torch.rand(70, 20, 2, dtype=dtype) * 30.0
     time[torch.rand(70, 20, 2) < 0.3] = torch.inf
     time[5] = torch.inf
-    assert_same_bits(layer, Spikes.from_times(time))
+    batch = Spikes.from_times(time)
+    assert_batch_gives_what_samples_give(layer, batch)
+    assert_threads_change_nothing(layer, batch)

@@ -177,6 +177,14 @@ def test_opcheck(backend):
     delayed = ops.delayed_spikes(*received, weight, delays, neurons, 40.0, True)
     window = [1, 3, 2, 2, 2, 1, 1, 0, 0]
     patches = ops.unfold(*received, window, backend)
+    state, stop = torch.rand(2, 3, 5, dtype=torch.float64), torch.tensor([20.0, 30.0, 40.0], dtype=torch.float64)
+    *part, end = ops.spikes_between(*received, weight, state, stop, neuron[0])
+    best = torch.rand(3, 5, dtype=torch.float64)
+    own, emitters, delivered = FLAT.time[:, :2], FLAT.index[:, :2] % 5, torch.tensor([0, 1, 2])
+    span = (FLAT.time[:, 0].contiguous(), stop, torch.rand(6, 3, 5, dtype=torch.float64), own, emitters, delivered)
+    layer = (*received, weight, weight[:, :5].contiguous(), individuals, *span)
+    recurrent = ops.recurrent_between(*layer, 1.0, True)
+    back = (torch.ones_like(recurrent[0]), torch.ones_like(recurrent[5]), 1.0, True)
     inside = ops.spikes(patches[0], patches[1], weight[:, :4].contiguous(), *neuron)
     cases = [
         (ops.spikes, (*received, weight, *neuron)),
@@ -196,6 +204,14 @@ def test_opcheck(backend):
             ops.delayed_adjoint,
             (*received, weight, delays, neurons, *delayed, torch.ones_like(delayed[0]), 40.0, True),
         ),
+        (ops.spikes_between, (*received, weight, state, stop, neuron[0])),
+        (
+            ops.spikes_between_adjoint,
+            (*received, weight, *part, torch.ones_like(part[0]), stop, end, 1.0, True, True, neuron[0]),
+        ),
+        (ops.maximum_between, (*received, weight, best, state, stop, neuron[0], 40.0)),
+        (ops.recurrent_between, (*layer, 1.0, True)),
+        (ops.recurrent_between_adjoint, (*layer, *recurrent[:6], *back)),
         (ops.unfold, (*received, window, backend)),
         (ops.fold, (inside[0], inside[1], inside[2], 2, backend)),
         (ops.put_back, (torch.ones_like(patches[0]), patches[2], 3, FLAT.time.shape[1], backend)),

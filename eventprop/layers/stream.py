@@ -23,24 +23,25 @@ OF_A_WHOLE = (BackgroundSpikes, BiasSpike, Delay, EarliestSpikePool2d, ShiftImag
 
 
 def stream(network: nn.Module, chunks: Iterable[Spikes], backward: str = "truncated") -> Iterator[Any]:
-    """Give a network a recording in chunks of time, with the very numbers that it would give for the whole recording at once.
+    """Give a network a recording in chunks of time: the very numbers that it would give for the whole recording at once.
 
-    The state of every neuron is carried over from chunk to chunk. Beside it, only the next chunk, and the spikes whose effect
-    is still to come, are in memory.
+    The state of every neuron is carried over from chunk to chunk. Beside it, only one chunk and the next, and the spikes whose
+    effect is still to come, are in memory.
 
     Args:
-        network: a module whose layers are ``SpikingLinear``, ``SpikingConv2d``, ``LeakyReadout`` of reduce "max" or "mean", and
-            what has no state; of ``EventDriven`` solvers, whose ``t_end`` is the end of the recording, on the CPU.
+        network: a module whose layers are ``SpikingLinear``, ``SpikingRecurrent``, ``SpikingConv2d``, ``LeakyReadout`` of
+            reduce "max" or "mean", and what has no state. Their solver is an ``EventDriven``, whose ``t_end`` is the end of the
+            recording, on the CPU.
         chunks: batches of the same samples. Times are those of the whole recording: none may come before one of the same
             sample in an earlier chunk. A sample may have no spikes in a chunk.
-        backward: how far back gradients go: "full", through all chunks, or "truncated", to the begin of the chunk that an output
-            belongs to. There what is carried over counts as a constant; weights may change between two chunks.
+        backward: how far back gradients go: "full", through all chunks, or "truncated", to the begin of the chunk of an output.
+            There what is carried over counts as a constant, and parameters may change between two chunks.
 
     Yields:
-        For each chunk the output of the network. Of spikes, it is those that were not given before and are certain now,
-        whatever comes next: those up to the last spike that a layer has received, and of a convolution, before any
-        position may still fire. Of a readout, it is the maximum up to there, or the mean over the window of what has come so
-        far. The last chunk yields all that is left, up to ``t_end``.
+        For each chunk the output of the network. Spikes are those that were not given before and that are certain now, whatever
+        comes next: of each layer those up to the last spike that it has received, of a convolution those up to that of a
+        position that is about to fire. A readout gives its maximum up to there, or its mean over the window by what has come so
+        far. The last chunk gives all that is left, up to ``t_end``.
 
     Raises:
         UnsupportedError: if a layer needs the whole recording at once; it names the layer.
@@ -51,7 +52,8 @@ def stream(network: nn.Module, chunks: Iterable[Spikes], backward: str = "trunca
     >>> layer = SpikingLinear(2, 1, solver=EventDriven(t_end=1e6))
     >>> _ = layer.weight.data.fill_(5.0)
     >>> recording = (Spikes.from_times(torch.tensor([[t + 1.0, t + 2.0]])) for t in (0.0, 1000.0, 2000.0))
-    >>> [output.time.tolist() for output in stream(layer, recording)]
+    >>> [output.count().item() for output in stream(layer, recording)]
+    [0, 1, 2]
     """
     choice("backward", backward, ("truncated", "full"))
     for name, module in network.named_modules():

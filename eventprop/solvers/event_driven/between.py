@@ -64,8 +64,7 @@ class RecurrentBetween(FirstOrder):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         *tensors, ctx.delay, _, ctx.solver = inputs
-        _, *observed, kept, end, last, delivered = output
-        ctx.mark_non_differentiable(*observed, kept, last, delivered)
+        ctx.mark_non_differentiable(*output[1:5], *output[6:])  # all but times and state
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output[:6])
 
@@ -143,7 +142,7 @@ def observations(maximum: Maximum, arrivals: int) -> tuple[Tape, Tensor]:
 
 
 def moved(maximum: Maximum, grad: Tensor, arrivals: int) -> Tensor:
-    """[B, K] Where an arrival ended the rise of V, the observation moves with that arrival: dL/dt_j gains dL/dV, ``grad``, times
-    the slope before it."""
+    """[B, K] what moves an observation: where an arrival ended the rise of V, dL/dt_j gains dL/dV, ``grad``, times the slope
+    before it."""
     share = grad.new_zeros(len(grad), arrivals + 1)  # -1, for no arrival, becomes one arrival more
     return share.scatter_add(1, maximum.arrival % (arrivals + 1), grad * maximum.slope)[:, :-1]

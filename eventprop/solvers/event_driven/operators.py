@@ -248,8 +248,8 @@ def recurrent_between(
     from .kernels.heterogeneous_forward import forward_between
 
     span = begin, stop, state, own, neuron, delivered
-    tape, *rest = forward_between(time, index, weight, recurrent, delay, neurons, span, learns)
-    return *tape, *rest
+    tape, kept, end, last, arrived = forward_between(time, index, weight, recurrent, delay, neurons, span, learns)
+    return *tape, kept, end, last, arrived
 
 
 def _of_recurrent_between(time: Tensor, index: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -267,10 +267,10 @@ def recurrent_between_adjoint(
     from .kernels.heterogeneous_adjoint import adjoint_between
 
     tape, span = Tape(at, source, slope, after), (begin, stop, state, own, neuron, delivered)
-    by_time, *rest = adjoint_between(
+    by_time, by_weight, by_recurrent, by_neurons, by_state, by_own = adjoint_between(
         time, index, weight, recurrent, delay, neurons, tape, kept, grad, span, end, grad_end, need_time
     )
-    return by_time if need_time else time.new_empty(0), *rest
+    return by_time if need_time else time.new_empty(0), by_weight, by_recurrent, by_neurons, by_state, by_own
 
 
 def _unfolded(time: Tensor, index: Tensor, window: Sequence[int], *_) -> tuple[Tensor, ...]:

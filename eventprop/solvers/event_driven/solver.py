@@ -172,10 +172,9 @@ class EventDriven(Solver):
     def check_stream(self, problem: Problem, device: torch.device | None = None) -> None:
         kind, cpu = problem.kind(self.step), self.backend != "torch" and (device is None or device.type == "cpu")
         if kind not in STREAMED or not cpu:
-            solved = ", ".join(map(str, STREAMED)).replace("`", "")
             raise UnsupportedError(
-                f"a stream is solved on the CPU by the backend numba, for {solved}; got {kind} and {self} on {device}; give the "
-                f"network the whole recording at once"
+                f"a stream is solved on the CPU by the backend 'numba', and not for all layers; got {kind}, {self} and "
+                f"{device or 'some device'}; give the network the whole recording at once"
             )
 
     def solve_chunk(self, problem: Problem, arrivals: Spikes, carried: Any, last: bool) -> tuple[Any, Any]:

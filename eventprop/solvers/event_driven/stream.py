@@ -23,7 +23,7 @@ from eventprop.core.spikes import Spikes
 from eventprop.core.tensorlike import traced
 
 from ..problem import Convolution, Dense, Problem
-from ..tape import Maximum
+from ..tape import Maximum, Tape
 from . import operators
 from .between import MaximumBetween, RecurrentBetween, SpikesBetween
 from .patches import fold, unfold
@@ -103,10 +103,21 @@ def _spikes(solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last:
 class CarriedSpikes(NamedTuple):
     """What a layer carries over that receives its own spikes, or whose neurons differ."""
 
-    inside: Carried  # its state is [6, B, N], as the kernels have it; the last row says until when V is held
+    inside: (
+        Carried  # with the state [6, B, N] of the kernels: of U = V - b for V, and in the last row until when V is held
+    )
+    bias: Tensor  # [N] b
     own: Tensor  # [B, R] spikes that are still to arrive or hold their neurons, padded with +inf
     neuron: Tensor  # [B, R] of them, padded with -1
     delivered: Tensor  # [B] how many of them have arrived
+
+    @classmethod
+    def at_rest(cls, arrivals: Spikes, bias: Tensor) -> CarriedSpikes:
+        state = torch.zeros((6, len(arrivals), len(bias)), dtype=torch.float64)
+        state[-1] = -math.inf
+        time, index = arrivals.time[:, :0], arrivals.index[:, :0].long()
+        none = Spikes._trusted(time, index, arrivals._shape, None, arrivals.height)
+        return cls(Carried(none, state), bias, time, index, torch.zeros(len(arrivals), dtype=torch.int64))
 
 
 def _heterogeneous(
@@ -116,86 +127,70 @@ def _heterogeneous(
     weight = arrivals.scaled(problem.synapses.weight)
     back, delay = problem.recurrence or (weight.new_zeros(len(weight), 0), 0.0)
     neurons = parameters_of(problem.neuron, weight)
-    if carried is None:
-        state = torch.zeros((6, len(arrivals), len(weight)), dtype=torch.float64)
-        state[-1] = -math.inf
-        none = Spikes._trusted(
-            arrivals.time[:, :0], arrivals.index[:, :0].long(), arrivals._shape, None, arrivals.height
-        )
-        carried = CarriedSpikes(Carried(none, state), none.time, none.index, state.new_zeros(len(arrivals)).long())
+    bias = neurons[:, 3].double()
+    carried = CarriedSpikes.at_rest(arrivals, bias) if carried is None else carried
     part = Part.of(arrivals, carried.inside, len(weight), solver.t_end, last)
-    time, index, own, neuron = part.arrivals.time, part.arrivals.index, carried.own, carried.neuron
-    waited, first = last_time(carried.inside.waiting), F.pad(time.detach(), (0, 1))[:, 0].double().clamp(max=0.0)
+    known, waited = part.arrivals, last_time(carried.inside.waiting)
+    first = F.pad(known.time.detach(), (0, 1))[:, 0].double().clamp(max=0.0)  # of a layer still at rest
     begin = torch.where(waited > -math.inf, waited, first)
-    stop = torch.maximum(part.stop, begin)
+    # V is carried over, not U: the bias may have changed, or count as a constant before. Else this changes no bit
+    moved = torch.where(begin[:, None] > 0.0, carried.bias - bias, 0.0)
+    state = torch.cat([part.state[:1] + moved, part.state[1:]])
+    span = begin, torch.maximum(part.stop, begin), state, carried.own, carried.neuron, carried.delivered
     learns = neurons.requires_grad or traced(neurons)
-    *columns, _, end, latest, arrived = RecurrentBetween.of(
-        time,
-        index,
-        weight,
-        back,
-        neurons,
-        begin,
-        stop,
-        part.state,
-        own,
-        neuron,
-        carried.delivered,
-        delay,
-        learns,
-        solver,
-    )
-    at, emitter, slope, after = columns
-    observe(emitter, after)
-    train = Spikes._trusted(at, emitter, (len(weight),), slope)
-    place, real = torch.arange(at.shape[1]), emitter >= 0
-    fresh = _only(train, real & (place >= (neuron >= 0).sum(1, keepdim=True)))
-    source = emitter.clamp(min=0)
-    holds = (end[-1].detach() >= stop[:, None]).gather(1, source) & (latest.gather(1, source) == place)
-    to_arrive = place >= arrived[:, None] if problem.recurrence else torch.zeros_like(real)
-    matters = real & (holds | to_arrive)
-    later = _only(train, matters)
-    delivered = (matters & ~to_arrive).sum(1) if problem.recurrence else arrived
-    return fresh, CarriedSpikes(Carried(part.waiting, end), later.time, later.index, delivered)
+    layer = known.time, known.index, weight, back, neurons
+    *columns, _, end, latest, arrived = RecurrentBetween.of(*layer, *span, delay, learns, solver)
+    tape = Tape(*columns)
+    observe(tape.neuron, tape.after)
+    train = Spikes._trusted(tape.time, tape.neuron, (len(weight),), tape.slope)
+    place, real, source = torch.arange(tape.time.shape[1]), tape.neuron >= 0, tape.neuron.clamp(min=0)
+    emitted = _only(train, real & (place >= (carried.neuron >= 0).sum(1, keepdim=True)))
+    has_arrived = place < arrived[:, None] if problem.recurrence else torch.ones_like(real)
+    held = end[-1].detach() >= span[1][:, None]
+    matters = real & (~has_arrived | (held.gather(1, source) & (latest.gather(1, source) == place)))
+    own = _only(train, matters)
+    delivered = (matters & has_arrived).sum(1) if problem.recurrence else arrived
+    return emitted, CarriedSpikes(Carried(part.waiting, end), bias, own.time, own.index, delivered)
 
 
 class CarriedPatches(NamedTuple):
     """What a convolution carries over."""
 
-    inside: Carried | None  # of its positions as samples
+    inside: Carried  # of its positions as samples
     known: Tensor  # [B] ms, up to when the arrivals of a sample are known; float64
-    emitted: Spikes  # [B P, S] that may not go on before others do
+    emitted: Spikes  # [B P, S] spikes that wait for others, which come before
 
 
-def _convolution(solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last: bool) -> tuple[Spikes, Any]:
-    """What a position emits after its last arrival is certain only when it has the next one. A position that will fire before the
-    others' arrivals holds back what these emit later, since spikes go on in the order of their times."""
+def _convolution(
+    solver: Any, problem: Problem, arrivals: Spikes, carried: CarriedPatches | None, last: bool
+) -> tuple[Spikes, CarriedPatches]:
+    """A position is solved up to its own last arrival. Spikes go on in the order of their times; so where a position will fire
+    before the last arrival of the sample, what others emit after its own last arrival waits for it."""
     assert isinstance(problem.synapses, Convolution)
-    window = problem.synapses.window(arrivals)
-    inside = problem._replace(synapses=Dense(problem.synapses.weight.flatten(1)))
-    patches, before = unfold(arrivals, window, "numba"), None if carried is None else carried.inside
-    emitted, after = _spikes(solver, inside, patches, before, last)
-    known = last_time(arrivals)
+    assert isinstance(problem.neuron, LIF)
+    window, kernels = problem.synapses.window(arrivals), problem.synapses.weight.flatten(1)
+    patches = unfold(arrivals, window, "numba")
+    inside = problem._replace(synapses=Dense(kernels))
+    emitted, inner = _spikes(solver, inside, patches, None if carried is None else carried.inside, last)
+    known, positions = last_time(arrivals), math.prod(window.out)
     if carried is not None:
-        known = torch.maximum(known, carried.known)
-        columns = [
-            torch.cat([getattr(x, name) for x in (carried.emitted, emitted)], 1) for name in ("time", "index", "slope")
-        ]
-        emitted = emitted.reordered(*columns)
-    if last:
-        return fold(emitted, window, "numba"), CarriedPatches(after, known, emitted)
-    each = known.repeat_interleave(math.prod(window.out))
-    with torch.no_grad():
-        weight = patches.scaled(inside.synapses.weight)
-        waiting = after.waiting.time, after.waiting.index
-        following = operators.spikes_between(*waiting, weight, after.state, each, problem.neuron.numbers)[1]
-    fires = (following >= 0).any(1)
-    certain = torch.where(fires, last_time(after.waiting), each).unflatten(0, (len(known), -1)).amin(1)
-    certain = certain.repeat_interleave(math.prod(window.out))[:, None]
-    return (
-        fold(_only(emitted, emitted.time < certain), window, "numba"),
-        CarriedPatches(after, known, _only(emitted, emitted.time >= certain)),
-    )
+        known, waited = torch.maximum(known, carried.known), carried.emitted
+        assert waited.slope is not None
+        assert emitted.slope is not None
+        pairs = (waited.time, emitted.time), (waited.index, emitted.index), (waited.slope, emitted.slope)
+        time, index, slope = (torch.cat(pair, 1) for pair in pairs)
+        emitted = emitted.reordered(time, index, slope)
+    certain = torch.full_like(known, math.inf)
+    if not last:
+        each = known.repeat_interleave(positions)
+        with torch.no_grad():
+            received = inner.waiting.time, inner.waiting.index, patches.scaled(kernels)
+            ahead = operators.spikes_between(*received, inner.state, each, problem.neuron.numbers)[1]
+        fires = (ahead >= 0).any(1)
+        certain = torch.where(fires, last_time(inner.waiting), each).unflatten(0, (-1, positions)).amin(1)
+    ready = emitted.time < certain.repeat_interleave(positions)[:, None]
+    train = fold(_only(emitted, ready), window, "numba")
+    return train, CarriedPatches(inner, known, _only(emitted, ~ready))
 
 
 def _only(spikes: Spikes, these: Tensor) -> Spikes:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from eventprop.core.neuron import decay, decay_by_tau, short_parts, short_phi_by_rates
 
-from ...compilation.jit import arrays, inlined, jit
+from ...compilation.jit import arrays, jit
 from .common import input_major
 
 SHORT = 0.4  # of the sum of the rates: the length of the stretches for which ``short_parts`` holds
@@ -40,38 +39,6 @@ class Layer(NamedTuple):
         alike = bool((parameters[:V_TH] == parameters[:V_TH, :1]).all())
         weight_t, recurrent_t = arrays(input_major(weight), input_major(recurrent))
         return cls(weight_t, recurrent_t, delay, parameters, alike, learns)
-
-
-# rows of the state [6, B, N] that is carried over: its gradients are those of the first two; the derivatives are of the part of
-# the window that ends with it
-U, I, U_MEM, U_SYN, I_SYN, RELEASED = range(6)
-CARRIED = -2  # ``after`` of spikes that were emitted before, and may still arrive or hold their neuron
-
-
-class Span(NamedTuple):
-    """The part of the window that is solved, and what is carried over to its begin; of a batch, or of one sample with rows and
-    numbers in the place of tensors. Nothing is carried over to a layer at rest: ``state`` [6, 0, 0] and no ``own``."""
-
-    begin: np.ndarray  # [B] ms
-    stop: np.ndarray  # [B] ms
-    state: np.ndarray  # [6, B, N]; of one sample [6, 1, N]
-    own: np.ndarray  # [B, R] when spikes of the layer itself were emitted that still matter, padded with +inf
-    neuron: np.ndarray  # [B, R] of them; padded with -1
-    delivered: np.ndarray  # [B] how many of them have arrived
-
-
-def whole(time: Tensor, t_end: float) -> list[Tensor]:
-    """The ``Span`` of layers at rest that receive the spikes ``time`` [B, K]: all up to ``t_end``."""
-    batch = len(time)
-    first = torch.cat([time, time.new_zeros(batch, 1)], dim=1)[:, 0]
-    stop, none = torch.full((batch,), t_end, dtype=torch.float64), torch.empty((6, 0, 0), dtype=torch.float64)
-    integers = first.new_zeros(batch, dtype=torch.int64)
-    return [first.double().clamp(max=0.0), stop, none, time[:, :0], integers[:, None][:, :0], integers]
-
-
-@inlined
-def sample_of(span, b):
-    return Span(span.begin[b], span.stop[b], span.state[:, b : b + 1], span.own[b], span.neuron[b], span.delivered[b])
 
 
 class Coefficients(NamedTuple):

@@ -28,23 +28,16 @@ from .heterogeneous import (
     BY_TAU_MEM,
     BY_TAU_SYN,
     REFRACTORY,
-    I_SYN,
     RELEASE,
     TAU_MEM,
     TAU_SYN,
-    U_MEM,
-    U_SYN,
     V_TH,
-    I,
     Layer,
-    Span,
-    U,
     empty_coefficients,
     fill,
     rates_of,
-    sample_of,
-    whole,
 )
+from .span import STATE_I, STATE_I_SYN, STATE_U, STATE_U_MEM, STATE_U_SYN, Span, sample_of, whole
 
 
 class Gradients(NamedTuple):
@@ -82,7 +75,7 @@ def adjoint_between(
     shares = [np.zeros((chunks, *x.shape), arrivals.time.dtype) for x in (layer.weight_t, layer.recurrent_t)]
     by_time = np.zeros((len(time), time.shape[1] if need_time else 0), arrivals.time.dtype)
     by_state, by_own = torch.zeros_like(grad_end), torch.zeros_like(span[3])
-    by_state[:U_MEM] = grad_end[:U_MEM]
+    by_state[:STATE_U_MEM] = grad_end[:STATE_U_MEM]
     gradients = Gradients(by_time, shares[0], shares[1], np.zeros((chunks, *neurons.shape)), *arrays(by_state, by_own))
     with threads():
         adjoint_batch(
@@ -147,7 +140,7 @@ def adjoint_sample(
     jumped, jump, jump_at = np.empty(2 * spikes, np.int64), np.empty(2 * spikes), np.empty(2 * spikes)
     coefficients, rates = empty_coefficients(width, weight_t.dtype), rates_of(tau_mem, tau_syn)
     if grad_state.shape[1]:
-        p[:], q[:] = grad_state[U, 0], grad_state[I, 0]
+        p[:], q[:] = grad_state[STATE_U, 0], grad_state[STATE_I, 0]
         by_end_state(grad_neurons, grad_state, end_state, freed_at_end, t_end, tau_mem)
     k = spikes - 1
     for stretch in range(len(when) - 1, -2, -1):
@@ -213,7 +206,7 @@ def adjoint_sample(
         else:
             by_time[-1 - e] += total
     if grad_state.shape[1]:
-        grad_state[U, 0], grad_state[I, 0] = p, q
+        grad_state[STATE_U, 0], grad_state[STATE_I, 0] = p, q
     for k in range(len(grad_own)):
         if span.neuron[k] >= 0:
             grad_own[k] = by_time[k] + by_release[k]
@@ -223,9 +216,9 @@ def adjoint_sample(
 def by_end_state(grad_neurons, grad_state, end_state, freed, t_end, tau_mem):
     """What parameters give to the loss by the state at the end, for fixed times of all events."""
     for n in range(len(freed)):
-        p, q = grad_state[U, 0, n], grad_state[I, 0, n]
-        grad_neurons[n, TAU_MEM] += p * end_state[U_MEM, 0, n]
-        grad_neurons[n, TAU_SYN] += p * end_state[U_SYN, 0, n] + q * end_state[I_SYN, 0, n]
+        p, q = grad_state[STATE_U, 0, n], grad_state[STATE_I, 0, n]
+        grad_neurons[n, TAU_MEM] += p * end_state[STATE_U_MEM, 0, n]
+        grad_neurons[n, TAU_SYN] += p * end_state[STATE_U_SYN, 0, n] + q * end_state[STATE_I_SYN, 0, n]
         if t_end > 0.0:  # U = V - b
             grad_neurons[n, BIAS] -= p * math.exp(-max(t_end - freed[n], 0.0) / tau_mem[n])
 

@@ -34,26 +34,17 @@ from .heterogeneous import (
     BIAS,
     BY_TAU_MEM,
     BY_TAU_SYN,
-    CARRIED,
-    I_SYN,
     REFRACTORY,
     RELEASE,
-    RELEASED,
     TAU_MEM,
     TAU_SYN,
-    U_MEM,
-    U_SYN,
     V_TH,
-    I,
     Layer,
-    Span,
-    U,
     empty_coefficients,
     fill,
     rates_of,
-    sample_of,
-    whole,
 )
+from .span import Span, hand_over, sample_of, take_over, whole
 
 # Of the longer time constant: no crossing comes later, since U is down to 1e-260 of what it was, and the sign of a smaller
 # one means nothing.
@@ -83,8 +74,8 @@ def forward_between(
     time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, delay: float, neurons: Tensor, span: Sequence[Tensor],
     learns: bool,
 ) -> tuple[Tape, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The same for a part of the window, the tensors of a ``Span``. The spikes carried over come first in the tape. And if the
-    span has a state, that at its end, of each neuron [B, N] the last spike, -1 for none, and how many spikes [B] have arrived."""
+    """The same for a part of the window, the tensors of a ``Span``, whose own spikes come first in the tape. And, if there is
+    a state, that at its end, the last spike [B, N] of each neuron, -1 for none, and how many own spikes [B] have arrived."""
     arrivals, layer = Arrivals(*arrays(time, index)), Layer.of(weight, recurrent, delay, neurons, learns)
     keeps = 3 if learns or layer.neurons[REFRACTORY].any() else 0
     batch, end = len(time), torch.zeros_like(span[2])
@@ -214,29 +205,8 @@ def simulate(time, index, layer, out, kept, span, end_state, end_last):
             sort(emitted, begin_spikes, spikes, holds.last)
         state, end = end, state
         now = until
-    if end_state.shape[1]:
-        end_state[U, 0], end_state[I, 0], end_state[RELEASED, 0] = state.u, state.i, holds.release
-        end_state[U_MEM, 0], end_state[U_SYN, 0], end_state[I_SYN, 0] = state.u_mem, state.u_syn, state.i_syn
-        end_last[0] = holds.last
+    hand_over(state, holds, end_state, end_last)
     return spikes, delivered, is_finite(state.u) and is_finite(state.i)
-
-
-@jit
-def take_over(span, state, holds, out):
-    """Take what is carried over. Returns how many spikes and how many held neurons there are."""
-    spikes = held = 0
-    for k in range(len(span.own)):
-        if span.neuron[k] >= 0:
-            record(out, k, span.own[k], span.neuron[k], np.inf, CARRIED)
-            holds.last[span.neuron[k]] = k
-            spikes += 1
-    if span.state.shape[1]:
-        state.u[:], state.i[:], holds.release[:] = span.state[U, 0], span.state[I, 0], span.state[RELEASED, 0]
-        for n in range(len(state.u)):
-            if holds.release[n] >= span.begin:
-                holds.neuron[held] = n
-                held += 1
-    return spikes, held
 
 
 @jit

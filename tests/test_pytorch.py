@@ -182,7 +182,7 @@ def test_opcheck(backend):
     best = torch.rand(3, 5, dtype=torch.float64)
     own, emitters, delivered = FLAT.time[:, :2], FLAT.index[:, :2] % 5, torch.tensor([0, 1, 2])
     span = (FLAT.time[:, 0].contiguous(), stop, torch.rand(6, 3, 5, dtype=torch.float64), own, emitters, delivered)
-    layer = (*received, weight, weight[:, :5].contiguous(), individuals, *span)
+    layer = (*received, weight, weight[:, :5].contiguous(), neurons, *span)
     recurrent = ops.recurrent_between(*layer, 1.0, True)
     back = (torch.ones_like(recurrent[0]), torch.ones_like(recurrent[5]), 1.0, True)
     inside = ops.spikes(patches[0], patches[1], weight[:, :4].contiguous(), *neuron)

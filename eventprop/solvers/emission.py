@@ -38,14 +38,13 @@ def recorded(
     on without it stops, having counted it. It also gets room for ``numbers`` to be kept of each spike, [B, S, numbers], which
     is for kernels with a task for each sample.
     """
-    room = (
-        64 + (3 + -(-batch // max(tasks, 1))) * neurons
-    )  # four spikes per neuron in the first sample, one in the others
+    # what does not fit costs another run, what stays empty nothing: 16 spikes per neuron in the first sample, one in others
+    room = 64 + (15 + -(-batch // max(tasks, 1))) * neurons
     bounds, _ = part_of(np.arange(tasks), tasks, batch)
     with threads():
         while True:
             out = _columns(tasks, room, dtype)
-            kept = np.zeros((tasks, room, numbers), dtype)
+            kept = np.zeros((tasks, room, numbers))
             counts, finite = simulate(out, kept)
             check_finite(bool(finite.all()))
             largest = int(counts.max(initial=0))

@@ -153,14 +153,12 @@ def average_adjoint(
     return _backend(backend).average_adjoint(time, index, grad, LIF(*neuron), t_end)
 
 
-def _recurrent(
-    time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor, delay: float, t_end: float, learns: bool
-) -> tuple[Tensor, ...]:  # fmt: skip
+def _with_kept(time: Tensor, *_: Any) -> tuple[Tensor, ...]:
     tape = rows(time, some())
-    return *tape, time.new_empty((*tape[0].shape, some()))
+    return *tape, time.new_empty((*tape[0].shape, some()), dtype=torch.float64)
 
 
-@operator(_recurrent, *TAPE_PADDING, 0.0)
+@operator(_with_kept, *TAPE_PADDING, 0.0)
 def recurrent_spikes(
     time: Tensor, index: Tensor, weight: Tensor, recurrent: Tensor, neurons: Tensor, delay: float, t_end: float, learns: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -192,12 +190,7 @@ def recurrent_adjoint(
     return by_time if need_time else time.new_empty(0), by_weight, by_recurrent, by_neurons
 
 
-def _delayed(time: Tensor, *_) -> tuple[Tensor, ...]:
-    tape = rows(time, some())
-    return *tape, time.new_empty((*tape[0].shape, some()))
-
-
-@operator(_delayed, *TAPE_PADDING, 0.0)
+@operator(_with_kept, *TAPE_PADDING, 0.0)
 def delayed_spikes(
     time: Tensor, index: Tensor, weight: Tensor, delay: Tensor, neurons: Tensor, t_end: float, learns: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -233,9 +226,9 @@ def delayed_adjoint(
 
 
 def _recurrent_between(time: Tensor, index: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    tape, state = rows(time, some()), rest[4]
+    tape, state = _with_kept(time), rest[4]
     last = tape[1].new_empty(state.shape[1:])
-    return *tape, time.new_empty((*tape[0].shape, some())), torch.empty_like(state), last, last.new_empty(len(last))
+    return *tape, torch.empty_like(state), last, last.new_empty(len(last))
 
 
 @operator(_recurrent_between, *TAPE_PADDING, 0.0, 0.0, -1, -1)

@@ -111,7 +111,7 @@ def grid_adjoint(
 
 def _with_kept(time: Tensor, *_) -> tuple[Tensor, ...]:
     tape = rows(time, some())
-    return *tape, time.new_empty((*tape[0].shape, some()))
+    return *tape, time.new_empty((*tape[0].shape, some()), dtype=torch.float64)
 
 
 @operator(_with_kept, *TAPE_PADDING, 0.0)

@@ -93,7 +93,7 @@ def forward(
     return recorded(
         lambda out, _: simulate_batch(arrivals, wiring, synapses, out, constants, grid, t_end),
         len(time),
-        4 * len(weight),  # room for many spikes: what does not fit costs another run
+        len(weight),
         arrivals.time.dtype,
         min(len(time), TASKS),
     )
@@ -222,6 +222,7 @@ def simulate(time, index, wiring, synapses, out, constants, grid, t_end):
     block, since = blocks_of(time, length)
     v, i, v_end, i_end = np.zeros(width), np.zeros(width), np.zeros(width), np.zeros(width)
     can_cross = np.zeros(-(-width // 8) * 8, np.bool_)
+    can_cross_by_eight = can_cross.view(np.uint64)
     candidate = np.empty(len(can_cross) + 1, np.int64)
     psp, psc = np.zeros((blocks, 2 * width), real), np.zeros((blocks, 2 * width), real)
     where, x = np.empty(width, np.uint32), np.empty(width, real)
@@ -248,7 +249,7 @@ def simulate(time, index, wiring, synapses, out, constants, grid, t_end):
         advance(v, i, psp[slot], psc[slot], v_end, i_end, can_cross, a, s, phi, v_th)
         until = min(until, t_end)
         first = spikes
-        for c in range(list_candidates(can_cross, candidate)):
+        for c in range(list_candidates(can_cross, can_cross_by_eight, candidate)):
             n = candidate[c]
             if not i[n] < np.inf:
                 return spikes, False

@@ -16,9 +16,10 @@ from ...chunks import backward_tasks, part_of
 from ...compilation.jit import arrays, jit, threads
 from ...emission import Columns, recorded, row_of
 from ...tape import Tape
-from .heterogeneous import REFRACTORY, Layer
+from .heterogeneous import KEPT, REFRACTORY, Layer
 from .heterogeneous_adjoint import adjoint_sample
 from .heterogeneous_forward import Emitted, simulate, sort
+from .span import at_rest
 
 
 def forward(
@@ -30,10 +31,10 @@ def forward(
     return recorded(
         lambda out, kept: simulate_batch(arrivals, *synapses, parameters, learns, out, kept, t_end),
         len(time),
-        4 * len(neurons),  # room for many spikes: what does not fit costs another run
+        len(neurons),
         arrivals.time.dtype,
         len(time),
-        3 if learns or parameters[REFRACTORY].any() else 0,
+        KEPT if learns or parameters[REFRACTORY].any() else 0,
     )
 
 
@@ -84,7 +85,10 @@ def simulate_sample(time, index, weight, delay, neurons, learns, out, kept, t_en
     for n in range(width):
         when, source, _ = received(time, index, delay[n])
         own = Columns(out.time[spikes:], out.neuron[spikes:], out.slope[spikes:], out.after[spikes:])
-        count, still_finite = simulate(when, source, layer_of(weight, neurons, n, learns), own, kept[spikes:], t_end)
+        layer, span = layer_of(weight, neurons, n, learns), at_rest(when, t_end)
+        count, _, still_finite = simulate(
+            when, source, layer, own, kept[spikes:], span, span.state, last.reshape(1, -1)
+        )
         place[n], spikes, finite = spikes, spikes + count, finite and still_finite
         if spikes > len(out.time):
             return spikes, finite
@@ -118,11 +122,12 @@ def add_sample(
             end += 1
         own = by_neuron[begin:end]
         when, source, arrival = received(time, index, delay[n])
+        span = at_rest(when, t_end)
         alone = Columns(tape.time[own], np.zeros(len(own), np.int64), tape.slope[own], tape.after[own])
         by_when, by_weight_t = np.zeros(len(when), by_weight.dtype), np.zeros((weight.shape[1], 1), by_weight.dtype)
         adjoint_sample(
-            when, source, layer_of(weight, neurons, n, kept.shape[1] > 0), alone, kept[own], grad[own], t_end, by_when,
-            by_weight_t, by_weight_t[:0], by_neurons[n : n + 1],
+            when, source, layer_of(weight, neurons, n, kept.shape[1] > 0), alone, kept[own], grad[own], span, span.state,
+            by_when, by_weight_t, by_weight_t[:0], by_neurons[n : n + 1], span.state, span.own,
         )  # fmt: skip
         for m in range(weight.shape[1]):
             by_weight[n, m] += by_weight_t[m, 0]

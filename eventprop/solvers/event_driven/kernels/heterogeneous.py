@@ -18,8 +18,10 @@ from .common import input_major
 SHORT = 0.4  # of the sum of the rates: the length of the stretches for which ``short_parts`` holds
 # rows of the parameters [5, N] of the neurons
 TAU_MEM, TAU_SYN, V_TH, BIAS, REFRACTORY = range(5)
-# what is kept of a spike: the derivatives of V by tau_mem and tau_syn, and the slope of V at the end of the hold after it
-BY_TAU_MEM, BY_TAU_SYN, RELEASE = range(3)
+# what is kept of a spike: the derivatives of V by tau_mem and tau_syn, the slope of V at the end of the hold after it, and the
+# event after which that end comes, or inf
+BY_TAU_MEM, BY_TAU_SYN, RELEASE, RELEASED_AFTER = range(4)
+KEPT = 4
 
 
 class Layer(NamedTuple):

@@ -29,6 +29,7 @@ from .heterogeneous import (
     BY_TAU_SYN,
     REFRACTORY,
     RELEASE,
+    RELEASED_AFTER,
     TAU_MEM,
     TAU_SYN,
     V_TH,
@@ -130,11 +131,9 @@ def adjoint_sample(
     until_held = np.empty(spikes)
     for k in range(spikes):
         until_held[k] = np.float64(tape.time[k]) + refractory[tape.neuron[k]]
-    by_end = np.argsort(until_held, kind="mergesort")
+    by_end = ends_of_holds(kept, until_held)
     freed, freed_at_end = last_freed(tape, refractory, span.begin)
-    r = spikes - 1
-    while r >= 0 and until_held[by_end[r]] >= t_end:
-        r -= 1
+    r = len(by_end) - 1
     p, q = np.zeros(width, weight_t.dtype), np.zeros(width, weight_t.dtype)
     p_at, at = np.zeros(width), np.full(width, np.inf)  # p beyond the last jump in this stretch, and its time
     jumped, jump, jump_at = np.empty(2 * spikes, np.int64), np.empty(2 * spikes), np.empty(2 * spikes)
@@ -149,9 +148,7 @@ def adjoint_sample(
         jumps = 0
         while True:
             spike = k >= 0 and tape.after[k] == stretch
-            freed_here = r >= 0 and refractory[tape.neuron[by_end[r]]] > 0.0 and until_held[by_end[r]] > begin
-            if r >= 0 and stretch < 0 and until_held[by_end[r]] == begin:  # carried over, and not yet counted
-                freed_here = refractory[tape.neuron[by_end[r]]] > 0.0
+            freed_here = r >= 0 and kept[by_end[r], RELEASED_AFTER] == stretch
             if not spike and not freed_here:
                 break
             if freed_here and (not spike or until_held[by_end[r]] >= tape.time[k]):
@@ -164,8 +161,7 @@ def adjoint_sample(
             else:
                 n, t = tape.neuron[k], np.float64(tape.time[k])
                 p_t = p_before(p[n], p_at[n], at[n], end, t, tau_mem[n])
-                lowered = 0.0 if refractory[n] > 0.0 else v_th[n]
-                leap = spike_jump(p_t, by_time[k] + by_release[k], tape.slope[k], lowered, tau_mem[n])
+                leap = spike_jump(p_t, by_time[k] + by_release[k], tape.slope[k], v_th[n], tau_mem[n])
                 p_next = p_t + leap
                 grad_neurons[n, V_TH] -= p_next
                 since = t - freed[k]
@@ -210,6 +206,17 @@ def adjoint_sample(
     for k in range(len(grad_own)):
         if span.neuron[k] >= 0:
             grad_own[k] = by_time[k] + by_release[k]
+
+
+@jit
+def ends_of_holds(kept, until_held):
+    """The spikes whose holds end, in the order in which they do. Where a hold ends as something arrives, the forward pass has
+    decided what comes first."""
+    if kept.shape[1] == 0:
+        return np.empty(0, np.int64)
+    spikes = np.flatnonzero(kept[: len(until_held), RELEASED_AFTER] < np.inf)
+    spikes = spikes[np.argsort(until_held[spikes], kind="mergesort")]
+    return spikes[np.argsort(kept[spikes, RELEASED_AFTER], kind="mergesort")]
 
 
 @jit

@@ -34,8 +34,10 @@ from .heterogeneous import (
     BIAS,
     BY_TAU_MEM,
     BY_TAU_SYN,
+    KEPT,
     REFRACTORY,
     RELEASE,
+    RELEASED_AFTER,
     TAU_MEM,
     TAU_SYN,
     V_TH,
@@ -66,7 +68,7 @@ def forward(
 ) -> tuple[Tape, Tensor]:  # fmt: skip
     """Emitted spikes of a layer that receives the spikes ``time``, ``index`` [B, K] through ``weight`` [N, M] and its own
     spikes, ``delay`` ms later, through ``recurrent`` [N, N], or [N, 0] if it is not recurrent; ``neurons`` [N, 5]. And what is
-    kept of each spike, [B, S, 3], or [B, S, 0] if there is nothing to keep."""
+    kept of each spike, [B, S, KEPT], or [B, S, 0] if there is nothing to keep."""
     return forward_between(time, index, weight, recurrent, delay, neurons, whole(time, t_end), learns)[:2]
 
 
@@ -77,7 +79,7 @@ def forward_between(
     """The same for a part of the window, the tensors of a ``Span``, whose own spikes come first in the tape. And, if there is
     a state, that at its end, the last spike [B, N] of each neuron, -1 for none, and how many own spikes [B] have arrived."""
     arrivals, layer = Arrivals(*arrays(time, index)), Layer.of(weight, recurrent, delay, neurons, learns)
-    keeps = 3 if learns or layer.neurons[REFRACTORY].any() else 0
+    keeps = KEPT if learns or layer.neurons[REFRACTORY].any() else 0
     batch, end = len(time), torch.zeros_like(span[2])
     last, delivered = (end.new_full((end.shape[1], *size), -1, dtype=torch.int64) for size in ((len(neurons),), ()))
     carried, ends = Span(*arrays(*span)), arrays(end, last, delivered)
@@ -119,7 +121,7 @@ class Emitted(NamedTuple):
     """The row of a sample."""
 
     out: Columns
-    kept: np.ndarray  # [S, 3] or [S, 0]
+    kept: np.ndarray  # [S, KEPT] or [S, 0]
     place: np.ndarray  # [N] where the spikes of a neuron begin that are not yet sorted
 
 
@@ -145,6 +147,8 @@ def simulate(time, index, layer, out, kept, span, end_state, end_last):
     if begun:
         begin_bias(state, now_at, neurons[BIAS])
     spikes, held = take_over(span, state, holds, out)
+    if kept.shape[1]:
+        kept[:spikes, RELEASED_AFTER] = np.inf
     e, delivered = 0, span.delivered
     if spikes > room:
         return spikes, delivered, True
@@ -226,7 +230,7 @@ def begin_bias(state, now_at, bias):
 @inlined
 def end_holds(state, end, stretch, holds, held, kept, now_at, layer):
     """What ``advance`` has not got right: the ends of neurons that are held in a stretch. Returns how many still are after."""
-    begin, until, _ = stretch
+    begin, until, after = stretch
     still = 0
     for h in range(held):
         n = holds.neuron[h]
@@ -239,6 +243,7 @@ def end_holds(state, end, stretch, holds, held, kept, now_at, layer):
         else:
             if kept.shape[1]:
                 kept[holds.last[n], RELEASE] = slope(one.i + now_at.current[n], 0.0, tau_mem)
+                kept[holds.last[n], RELEASED_AFTER] = after
             put(end, n, flow_one(one, until - begin - since, tau_mem, tau_syn, layer.learns))
     return still
 
@@ -263,6 +268,7 @@ def emit(n, at, spikes, begin_spikes, state, end, stretch, holds, held, emitted,
         record(out, spikes, min(real(now + at), real(until)), n, crossing_slope(one.i, v_th, tau_mem, current), after)
         if kept.shape[1]:
             kept[spikes, BY_TAU_MEM], kept[spikes, BY_TAU_SYN], kept[spikes, RELEASE] = one.u_mem, one.u_syn, 0.0
+            kept[spikes, RELEASED_AFTER] = np.inf
         spikes += 1
         one = One(-current, one.i, one.u_mem, one.u_syn, one.i_syn)  # eq. (3)
         if refractory > 0.0:
@@ -274,6 +280,7 @@ def emit(n, at, spikes, begin_spikes, state, end, stretch, holds, held, emitted,
                 return spikes, held + 1
             if kept.shape[1]:
                 kept[spikes - 1, RELEASE] = slope(one.i + current, 0.0, tau_mem)
+                kept[spikes - 1, RELEASED_AFTER] = after
             at += hold
         dt = first_crossing(one, horizon - at, layer.neurons, n, threshold)
         if dt != NEVER:

@@ -41,6 +41,13 @@ def whole(time: Tensor, t_end: float) -> list[Tensor]:
     return [first.double().clamp(max=0.0), stop, none, time[:, :0], integers[:, :0], integers[:, 0]]
 
 
+@jit
+def at_rest(time, t_end):
+    """The ``Span`` of one sample of such a layer that receives the spikes ``time`` [K]."""
+    begin = min(0.0, time[0]) if len(time) else 0.0
+    return Span(begin, t_end, np.empty((6, 0, 0)), time[:0], np.empty(0, np.int64), 0)
+
+
 @inlined
 def sample_of(span, b):
     return Span(span.begin[b], span.stop[b], span.state[:, b : b + 1], span.own[b], span.neuron[b], span.delivered[b])

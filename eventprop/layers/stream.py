@@ -19,7 +19,8 @@ from .convolution import EarliestSpikePool2d
 from .delays import Delay
 from .linear import _Solved
 
-OF_A_WHOLE = (BackgroundSpikes, BiasSpike, Delay, EarliestSpikePool2d, ShiftImage, SpikeTimeJitter)
+OF_A_WHOLE = (BiasSpike, Delay, EarliestSpikePool2d)
+OF_A_WHOLE_IN_TRAINING = (BackgroundSpikes, ShiftImage, SpikeTimeJitter)
 
 
 def stream(network: nn.Module, chunks: Iterable[Spikes], backward: str = "truncated") -> Iterator[Any]:
@@ -57,10 +58,10 @@ def stream(network: nn.Module, chunks: Iterable[Spikes], backward: str = "trunca
     """
     choice("backward", backward, ("truncated", "full"))
     for name, module in network.named_modules():
-        if isinstance(module, OF_A_WHOLE):
+        if isinstance(module, OF_A_WHOLE) or (module.training and isinstance(module, OF_A_WHOLE_IN_TRAINING)):
             raise UnsupportedError(
-                f"network must not have a {type(module).__name__} in a stream, which acts on a whole recording, as {name!r} "
-                f"does; apply it to the chunks, or give the network the whole recording at once"
+                f"network must not have a {type(module).__name__} in a stream, as at {name!r}: it acts on a whole recording; "
+                f"apply it before, or give the network the whole recording at once"
             )
         if isinstance(module, _Solved):
             module.solver.check_stream(module.problem)

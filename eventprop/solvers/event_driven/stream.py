@@ -40,8 +40,8 @@ class Part(NamedTuple):
     """What is solved of a layer in one chunk."""
 
     arrivals: Spikes
-    stop: Tensor  # [B] ms
-    waiting: Spikes  # for the next chunk
+    stop: Tensor  # [B] ms, float64
+    waiting: Spikes  # the arrivals at ``stop``, for the next chunk
     state: Tensor  # [2, B, N] at the begin
 
     @classmethod
@@ -74,10 +74,8 @@ def check_order(waiting: Spikes, time: Tensor) -> None:
 
 def last_time(spikes: Spikes) -> Tensor:
     """[B] the time of the last spike of each sample, float64; -inf if there is none."""
-    time = spikes.time.detach().double()
-    return torch.cat([time.masked_fill(time == math.inf, -math.inf), time.new_full((len(time), 1), -math.inf)], 1).amax(
-        1
-    )
+    time = F.pad(spikes.time.detach().double(), (0, 1), value=-math.inf)
+    return time.masked_fill(time == math.inf, -math.inf).amax(1)
 
 
 def solve(solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last: bool) -> tuple[Any, Any]:
@@ -103,10 +101,8 @@ def _spikes(solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last:
 class CarriedSpikes(NamedTuple):
     """What a layer carries over that receives its own spikes, or whose neurons differ."""
 
-    inside: (
-        Carried  # with the state [6, B, N] of the kernels: of U = V - b for V, and in the last row until when V is held
-    )
-    bias: Tensor  # [N] b
+    inside: Carried  # its state is that of ``kernels.span`` [6, B, N]; in the last row, until when V is held
+    bias: Tensor  # [N] b, of U = V - b
     own: Tensor  # [B, R] spikes that are still to arrive or hold their neurons, padded with +inf
     neuron: Tensor  # [B, R] of them, padded with -1
     delivered: Tensor  # [B] how many of them have arrived

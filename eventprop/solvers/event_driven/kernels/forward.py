@@ -135,14 +135,8 @@ def simulate_batch(arrivals, weight_t, out, constants, stop, state, end):
         for b in range(first, after):
             row = row_of(out, task, place)
             counts[b], finite[b] = simulate(
-                arrivals.time[b],
-                arrivals.source[b],
-                weight_t,
-                row,
-                constants,
-                stop[b],
-                state[:, b : b + 1],
+                arrivals.time[b], arrivals.source[b], weight_t, row, constants, stop[b], state[:, b : b + 1],
                 end[:, b : b + 1],
-            )
+            )  # fmt: skip
             place = min(place + counts[b], room)
     return counts, finite

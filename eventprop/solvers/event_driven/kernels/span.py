@@ -63,11 +63,8 @@ def take_over(span, state, holds, out):
             holds.last[span.neuron[k]] = k
             spikes += 1
     if span.state.shape[1]:
-        state.u[:], state.i[:], holds.release[:] = (
-            span.state[STATE_U, 0],
-            span.state[STATE_I, 0],
-            span.state[STATE_RELEASE, 0],
-        )
+        state.u[:], state.i[:] = span.state[STATE_U, 0], span.state[STATE_I, 0]
+        holds.release[:] = span.state[STATE_RELEASE, 0]
         for n in range(len(state.u)):
             if holds.release[n] >= span.begin:
                 holds.neuron[held] = n
@@ -80,9 +77,6 @@ def hand_over(state, holds, end_state, end_last):
     """Write the state at the end, and the last spike of each neuron, unless there is no room."""
     if end_state.shape[1]:
         end_state[STATE_U, 0], end_state[STATE_I, 0], end_state[STATE_RELEASE, 0] = state.u, state.i, holds.release
-        end_state[STATE_U_MEM, 0], end_state[STATE_U_SYN, 0], end_state[STATE_I_SYN, 0] = (
-            state.u_mem,
-            state.u_syn,
-            state.i_syn,
-        )
+        end_state[STATE_U_MEM, 0], end_state[STATE_U_SYN, 0] = state.u_mem, state.u_syn
+        end_state[STATE_I_SYN, 0] = state.i_syn
         end_last[0] = holds.last

@@ -52,9 +52,7 @@ class Grid(NamedTuple):
 class Synapses(NamedTuple):
     """What each synapse makes of an arrival; [M, N] each."""
 
-    place: (
-        np.ndarray
-    )  # (2 D + sign) N + n: where in a ring of [R, 2, N], signs apart, seen from the block of the arrival
+    place: np.ndarray  # (2 D + sign) N + n: where in a ring [R, 2, N], signs apart, from the block of the arrival on
     rest: np.ndarray  # r
     psp: np.ndarray  # w phi(-r)
     psc: np.ndarray  # w s(-r)
@@ -83,7 +81,7 @@ def grid_of(time: Tensor, delay: Tensor, neurons: Tensor, t_end: float, learns: 
 
 def forward(
     time: Tensor, index: Tensor, weight: Tensor, delay: Tensor, neurons: Tensor, grid: Grid, t_end: float
-) -> tuple[Tape, Tensor]:  # fmt: skip
+) -> tuple[Tape, Tensor]:
     """Emitted spikes of a layer that receives the spikes ``time``, ``index`` [B, K] through ``weight`` [N, M], each synapse
     after its ``delay`` [N, M], and nothing that is kept of them. A spike's ``after`` is the last arrival that its neuron got
     before it in the same block, or -1."""

@@ -41,8 +41,8 @@ def training_step(job: Job) -> Callable[[int], float]:
 
 
 def sequence_step(job: SequenceJob, variant: str) -> Callable[[int], float]:
-    """The synapses of all steps at once, then cells step by step. ``LIF`` and ``LI``, which loop by themselves, index the input of
-    each step, and the gradient of that takes a time that grows with the square of the steps: they took 7 times as long."""
+    """The synapses of all steps at once, then cells step by step. ``LIF`` and ``LI``, which loop by themselves, index the
+    input of each step, and the gradient of that takes a time that grows with the square of the steps: 7 times as long."""
     import norse.torch as snn
 
     rates = {"tau_mem_inv": torch.tensor(1e3 / job.tau_mem), "tau_syn_inv": torch.tensor(1e3 / job.tau_syn)}  # in 1/s

@@ -46,9 +46,9 @@ def training_step(job: Job) -> Callable[[int], float]:
 
 
 def sequence_step(job: SequenceJob, variant: str) -> Callable[[int], float]:
-    """``CUBALIFNode``, which has a synaptic current, and as readout ``LIFNode``, which has none, without threshold. The synapses of
-    all steps at once, then neurons in single-step mode: in multi-step mode they index the input of each step, and the gradient of
-    that takes a time that grows with the square of the steps: it took 6 times as long."""
+    """``CUBALIFNode``, which has a synaptic current, and as readout ``LIFNode``, which has none, without threshold. The
+    synapses of all steps at once, then neurons in single-step mode: in multi-step mode they index the input of each step, and
+    the gradient of that takes a time that grows with the square of the steps: 6 times as long."""
     from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
     decays = {"c_decay": float(np.exp(-job.dt / job.tau_syn)), "v_decay": float(np.exp(-job.dt / job.tau_mem))}

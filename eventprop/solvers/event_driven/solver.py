@@ -153,7 +153,10 @@ class EventDriven(Solver):
     ) -> tuple[Tensor, Tensor]:
         """[B, N] the time average of the potential, and the share [B, M] that each input has in it, through a weight of 1; with
         the share of what arrived ``before``."""
-        before = weight.new_zeros(len(arrivals), weight.shape[1]) if before is None else before
+        if before is None:
+            before = weight.new_zeros(
+                arrivals.time.shape[0], weight.shape[1]
+            )  # no len(), of which torch.export knows one
         share = _Average.of(arrivals.time, arrivals.index.long(), before, *specialized(neuron, self))
         with torch.autocast(weight.device.type, enabled=False):
             return share @ weight.t(), share

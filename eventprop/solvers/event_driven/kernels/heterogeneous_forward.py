@@ -178,30 +178,42 @@ def simulate(time, index, layer, out, kept, span, end_state, end_last):
         for c in range(candidates):
             n = candidate[c]
             if holds.release[n] > now or horizon > reach:
-                one, begin = begin_of(state, n, holds.release[n], now, now_at.current[n], neurons[TAU_SYN, n])
+                one, begin = begin_of(state, row, n, holds.release[n], now, now_at.current[n], neurons[TAU_SYN, n])
                 first[c] = first_crossing(one, horizon - begin, neurons, n, now_at.threshold[n])
             else:  # the state at the end is known
                 begin, tau_mem, tau_syn = 0.0, neurons[TAU_MEM, n], neurons[TAU_SYN, n]
                 first[c] = next_crossing(
-                    state.u[n], state.i[n], end.u[n], end.i[n], horizon, tau_mem, tau_syn, now_at.threshold[n]
+                    state.u[n], state.i[n] + row[n], end.u[n], end.i[n], horizon, tau_mem, tau_syn, now_at.threshold[n]
                 )
             if first[c] != NEVER:
                 first[c] += begin
                 if recurrent:
                     until = min(until, now + first[c] + delay)
         if until - now < horizon:  # another own spike arrives before
-            advance(state, no_event, end, can_cross, until - now, layer, coefficients, rates, now_at.threshold)
+            advance(state, row, end, can_cross, until - now, layer, coefficients, rates, now_at.threshold)
         stretch = Stretch(now, until, delivered - span.delivered + e - 1)
         if held > 0:
-            held = end_holds(state, end, stretch, holds, held, kept, now_at, layer)
+            held = end_holds(state, row, end, stretch, holds, held, kept, now_at, layer)
         begin_spikes = spikes
         for c in range(candidates):
             if first[c] == NEVER or now + first[c] > until:
                 continue
-            if not state.i[candidate[c]] < np.inf:
+            if not state.i[candidate[c]] + row[candidate[c]] < np.inf:
                 return spikes, delivered, False
             spikes, held = emit(
-                candidate[c], first[c], spikes, begin_spikes, state, end, stretch, holds, held, emitted, now_at, layer
+                candidate[c],
+                first[c],
+                spikes,
+                begin_spikes,
+                state,
+                row,
+                end,
+                stretch,
+                holds,
+                held,
+                emitted,
+                now_at,
+                layer,
             )
             if spikes > room:
                 return spikes, delivered, True
@@ -228,16 +240,16 @@ def begin_bias(state, now_at, bias):
 
 
 @inlined
-def end_holds(state, end, stretch, holds, held, kept, now_at, layer):
+def end_holds(state, row, end, stretch, holds, held, kept, now_at, layer):
     """What ``advance`` has not got right: the ends of neurons that are held in a stretch. Returns how many still are after."""
     begin, until, after = stretch
     still = 0
     for h in range(held):
         n = holds.neuron[h]
         tau_mem, tau_syn = layer.neurons[TAU_MEM, n], layer.neurons[TAU_SYN, n]
-        one, since = begin_of(state, n, holds.release[n], begin, now_at.current[n], tau_syn)
+        one, since = begin_of(state, row, n, holds.release[n], begin, now_at.current[n], tau_syn)
         if holds.release[n] >= until:
-            put(end, n, hold_one(one_of(state, n), until - begin, now_at.current[n], tau_syn))
+            put(end, n, hold_one(one_of(state, row, n), until - begin, now_at.current[n], tau_syn))
             holds.neuron[still] = n
             still += 1
         else:
@@ -249,14 +261,14 @@ def end_holds(state, end, stretch, holds, held, kept, now_at, layer):
 
 
 @inlined
-def emit(n, at, spikes, begin_spikes, state, end, stretch, holds, held, emitted, now_at, layer):
+def emit(n, at, spikes, begin_spikes, state, row, end, stretch, holds, held, emitted, now_at, layer):
     """Write the spikes of neuron ``n`` in a stretch, the first of which comes the time ``at`` after its begin, and the state at
     its ``end``. Returns how many spikes and holds there are then; it stops at a spike that does not fit."""
     (out, kept, place), (now, until, after) = emitted, stretch
     tau_mem, tau_syn, v_th, _, refractory = layer.neurons[:, n]
     current, threshold, real = now_at.current[n], now_at.threshold[n], out.time.dtype.type
     horizon = until - now
-    one, begin = begin_of(state, n, holds.release[n], now, current, tau_syn)
+    one, begin = begin_of(state, row, n, holds.release[n], now, current, tau_syn)
     dt = at - begin
     holds.release[n] = -np.inf
     place[n] = spikes - begin_spikes
@@ -310,7 +322,11 @@ def advance(state, row, end, can_cross, length, layer, coefficients, rates, thre
     """An event at all neurons, their flow over the stretch after it, and which of them can cross the threshold in it."""
     if layer.alike:
         tau_mem, tau_syn = layer.neurons[TAU_MEM, 0], layer.neurons[TAU_SYN, 0]
-        advance_alike(state, row, end, can_cross, length, tau_mem, tau_syn, threshold, layer.learns)
+        a, s, phi = decay(length, tau_mem, tau_syn)
+        advance_alike(state.u, state.i, row, end.u, end.i, can_cross, a, s, phi, threshold)
+        if layer.learns:
+            by_tau = decay_by_tau(length, a, s, phi, tau_mem, tau_syn)
+            advance_derivatives(state.u, state.i, row, state[2:], end[2:], a, s, phi, by_tau)
     else:
         fill(coefficients, length, rates, layer.neurons, layer.learns)
         advance_different(state, row, end, can_cross, coefficients, threshold, layer.learns)
@@ -330,41 +346,37 @@ def advance_different(state, row, end, can_cross, coefficients, threshold, learn
     u_end, i_end, u_mem_end, u_syn_end, i_syn_end = end
     a, s, phi, a_mem, phi_mem, s_syn, phi_syn = coefficients
     for n in range(len(u)):
-        i[n] += row[n]
+        u_end[n] = a[n] * u[n] + phi[n] * (i[n] + row[n])
     for n in range(len(u)):
-        u_end[n] = a[n] * u[n] + phi[n] * i[n]
-    for n in range(len(u)):
-        i_end[n] = s[n] * i[n]
+        i_end[n] = s[n] * (i[n] + row[n])
     for n in range(len(u)):
         can_cross[n] = u_end[n] >= least_end(a[n], phi[n], threshold[n])
     if learns:
         for n in range(len(u)):
-            u_mem_end[n] = a[n] * u_mem[n] + a_mem[n] * u[n] + phi_mem[n] * i[n]
+            u_mem_end[n] = a[n] * u_mem[n] + a_mem[n] * u[n] + phi_mem[n] * (i[n] + row[n])
         for n in range(len(u)):
-            u_syn_end[n] = a[n] * u_syn[n] + phi_syn[n] * i[n] + phi[n] * i_syn[n]
+            u_syn_end[n] = a[n] * u_syn[n] + phi_syn[n] * (i[n] + row[n]) + phi[n] * i_syn[n]
         for n in range(len(u)):
-            i_syn_end[n] = s[n] * i_syn[n] + s_syn[n] * i[n]
+            i_syn_end[n] = s[n] * i_syn[n] + s_syn[n] * (i[n] + row[n])
 
 
 @jit
-def advance_alike(state, row, end, can_cross, length, tau_mem, tau_syn, threshold, learns):
-    u, i, u_mem, u_syn, i_syn = state
-    u_end, i_end, u_mem_end, u_syn_end, i_syn_end = end
-    a, s, phi = decay(length, tau_mem, tau_syn)
+def advance_alike(u, i, row, u_end, i_end, can_cross, a, s, phi, threshold):
     for n in range(len(u)):
-        i[n] += row[n]
+        u_n, i_n = flow(u[n], i[n] + row[n], a, s, phi)
+        u_end[n], i_end[n] = u_n, i_n
+        can_cross[n] = u_n >= least_end(a, phi, threshold[n])
+
+
+@jit
+def advance_derivatives(u, i, row, before, after, a, s, phi, by_tau):
+    """Of neurons that have the same time constants, from those ``before`` the stretch to those ``after`` it."""
+    (u_mem, u_syn, i_syn), (u_mem_end, u_syn_end, i_syn_end), (a_mem, phi_mem, s_syn, phi_syn) = before, after, by_tau
     for n in range(len(u)):
-        u_end[n], i_end[n] = flow(u[n], i[n], a, s, phi)
-    for n in range(len(u)):
-        can_cross[n] = u_end[n] >= least_end(a, phi, threshold[n])
-    if learns:
-        a_mem, phi_mem, s_syn, phi_syn = decay_by_tau(length, a, s, phi, tau_mem, tau_syn)
-        for n in range(len(u)):
-            u_mem_end[n] = a * u_mem[n] + a_mem * u[n] + phi_mem * i[n]
-        for n in range(len(u)):
-            u_syn_end[n] = a * u_syn[n] + phi_syn * i[n] + phi * i_syn[n]
-        for n in range(len(u)):
-            i_syn_end[n] = s * i_syn[n] + s_syn * i[n]
+        i_n = i[n] + row[n]
+        u_mem_end[n] = a * u_mem[n] + a_mem * u[n] + phi_mem * i_n
+        u_syn_end[n] = a * u_syn[n] + phi_syn * i_n + phi * i_syn[n]
+        i_syn_end[n] = s * i_syn[n] + s_syn * i_n
 
 
 class One(NamedTuple):
@@ -378,8 +390,9 @@ class One(NamedTuple):
 
 
 @inlined
-def one_of(state, n):
-    return One(state.u[n], state.i[n], state.u_mem[n], state.u_syn[n], state.i_syn[n])
+def one_of(state, row, n):
+    """Neuron ``n`` just after an event."""
+    return One(state.u[n], state.i[n] + row[n], state.u_mem[n], state.u_syn[n], state.i_syn[n])
 
 
 @jit
@@ -415,9 +428,9 @@ def empty_state(width):
 
 
 @inlined
-def begin_of(state, n, release, now, bias, tau_syn):
+def begin_of(state, row, n, release, now, bias, tau_syn):
     """Neuron ``n`` when it is first free in a stretch that begins ``now``, and how long after its begin that is."""
-    one = one_of(state, n)
+    one = one_of(state, row, n)
     if release <= now:
         return one, 0.0
     return hold_one(one, release - now, bias, tau_syn), release - now

@@ -142,6 +142,9 @@ def test_chunks_give_the_very_numbers_of_the_whole(kind, borders, dtype):
         found = joined(outputs)
         assert found.equal(whole)
         assert torch.equal(found.slope, whole._trimmed().slope)
+    elif kind == "mean":  # areas of several arrivals at once, or of one, are rounded by other instructions
+        rounding = 1e-14 if dtype == torch.float64 else 1e-6
+        torch.testing.assert_close(outputs[-1], whole, rtol=rounding, atol=rounding * float(whole.detach().abs().max()))
     else:
         assert torch.equal(outputs[-1], whole)
 

@@ -26,8 +26,8 @@ OF_A_WHOLE_IN_TRAINING = (BackgroundSpikes, ShiftImage, SpikeTimeJitter)
 def stream(network: nn.Module, chunks: Iterable[Spikes], backward: str = "truncated") -> Iterator[Any]:
     """Give a network a recording in chunks of time: the very numbers that it would give for the whole recording at once.
 
-    The state of every neuron is carried over from chunk to chunk. Beside it, only one chunk and the next, and the spikes whose
-    effect is still to come, are in memory.
+    Only the mean of a readout is rounded otherwise. The state of every neuron is carried over from chunk to chunk. Beside it,
+    only one chunk and the next, and the spikes whose effect is still to come, are in memory.
 
     Args:
         network: a module whose layers are ``SpikingLinear``, ``SpikingRecurrent``, ``SpikingConv2d``, ``LeakyReadout`` of

@@ -1,4 +1,4 @@
-"""A layer in chunks of time, with the very numbers that it has over the whole window.
+"""A layer in chunks of time, with the very numbers that it has over the whole window; a mean with other rounding.
 
 To stop between two arrivals would round a stretch in two places. So a layer is solved up to the last arrival that is known, of
 each sample; that arrival waits for the next chunk, which begins with it, and so does the state just before it. What is emitted
@@ -215,6 +215,6 @@ def _maximum(
 
 
 def _mean(solver: Any, problem: Problem, arrivals: Spikes, carried: Any, last: bool) -> tuple[Tensor, Tensor]:
-    """It is a sum over arrivals, [B, M] of which each input has its part."""
+    """A sum over arrivals, of which each input's part [B, M] is carried over. It waits for nothing."""
     weight, neuron, _ = problem.to_read_out()
     return solver._mean(arrivals, arrivals.scaled(weight), neuron, carried)

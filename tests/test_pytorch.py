@@ -172,8 +172,8 @@ def test_opcheck(backend):
     empty = weight.new_zeros(5, 0)
     several = ops.recurrent_spikes(*received, weight, empty, neurons, 0.0, 40.0, True)
     delays, back = weight.abs(), 0.1 * torch.ones(5, 5, dtype=torch.float64)
-    layer, steps_of = (*received, weight, delays, back, neurons), (1.0, 40.0, 1.0, "exponential")
-    again = ops.grid_recurrent_spikes(*layer, *steps_of, True, backend)
+    on_steps, steps_of = (*received, weight, delays, back, neurons), (1.0, 40.0, 1.0, "exponential")
+    again = ops.grid_recurrent_spikes(*on_steps, *steps_of, True, backend)
     delayed = ops.delayed_spikes(*received, weight, delays, neurons, 40.0, True)
     window = [1, 3, 2, 2, 2, 1, 1, 0, 0]
     patches = ops.unfold(*received, window, backend)
@@ -221,14 +221,14 @@ def test_opcheck(backend):
         (ops.grid_drive_adjoint, (*received, weight, steps, torch.ones_like(drive), True, True, *grid)),
         (ops.grid_spikes, (drive, steps, *grid)),
         (ops.grid_adjoint, (steps, *on_grid, torch.ones_like(on_grid[0]), 5, *grid)),
-        (ops.grid_recurrent_spikes, (*layer, *steps_of, True, backend)),
+        (ops.grid_recurrent_spikes, (*on_steps, *steps_of, True, backend)),
         (
             ops.grid_recurrent_adjoint,
-            (*layer, *again, torch.ones_like(again[0]), *steps_of, "raw", 1e-3, True, backend),
+            (*on_steps, *again, torch.ones_like(again[0]), *steps_of, "raw", 1e-3, True, backend),
         ),
         (
             ops.grid_recurrent_adjoint,
-            (*layer, *again, torch.ones_like(again[0]), *steps_of, "raw", 1e-3, False, backend),
+            (*on_steps, *again, torch.ones_like(again[0]), *steps_of, "raw", 1e-3, False, backend),
         ),
     ]
     for op, arguments in cases:

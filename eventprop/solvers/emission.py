@@ -27,6 +27,10 @@ class Columns(NamedTuple):
     after: np.ndarray
 
 
+# In the last call of as many tasks, samples and neurons, the spikes of the fullest row: a guess, that spares a second run.
+_needed: dict[tuple[int, int, int], int] = {}
+
+
 def recorded(
     simulate: Callable[[Columns, np.ndarray], tuple[np.ndarray, np.ndarray]], batch: int, neurons: int, dtype: np.dtype,
     tasks: int, numbers: int = 0,
@@ -38,8 +42,9 @@ def recorded(
     on without it stops, having counted it. It also gets room for ``numbers`` to be kept of each spike, [B, S, numbers], which
     is for kernels with a task for each sample.
     """
-    # what does not fit costs another run, what stays empty nothing: 16 spikes per neuron in the first sample, one in others
-    room = 64 + (15 + -(-batch // max(tasks, 1))) * neurons
+    like = tasks, batch, neurons
+    # four spikes per neuron in the first sample, one in others; more if the last call of the kind had more
+    room = max(64 + (3 + -(-batch // max(tasks, 1))) * neurons, 5 * _needed.get(like, 0) // 4)
     bounds, _ = part_of(np.arange(tasks), tasks, batch)
     with threads():
         while True:
@@ -53,6 +58,7 @@ def recorded(
             if needed <= room:
                 break
             room = max(needed, min(2 * room, MAX_SPIKES_PER_SAMPLE))  # doubled, since a sample may have stopped
+        _needed[like] = needed
         packed = _columns(batch, largest, dtype)
         pack(counts, out, packed)
     return Tape(*map(torch.from_numpy, packed)), torch.from_numpy(kept[:, :largest].copy())

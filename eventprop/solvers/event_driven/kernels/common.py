@@ -37,13 +37,11 @@ def last_together(i, time, index, weight_t, first):
     return e
 
 
-@jit
-def begin_state(state, width):
-    """V and I of a sample, from its ``state`` [2, 1, N]; at rest if that is empty."""
-    v, i = np.zeros(width), np.zeros(width)
+@inlined
+def begin_with(state, v, i):
+    """V and I of a sample from its ``state`` [2, 1, N]; as they are if that is empty."""
     if state.shape[1]:
         v[:], i[:] = state[0, 0], state[1, 0]
-    return v, i
 
 
 @jit

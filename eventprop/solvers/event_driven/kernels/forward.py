@@ -24,7 +24,7 @@ from ...compilation.jit import arrays, is_finite, jit
 from ...crossing import NEVER, next_crossing, quick_crossing
 from ...emission import record, recorded, row_of, sort_by_time
 from ...tape import MAX_SPIKES_PER_SAMPLE, Tape
-from .common import TINY, arrivals_before, at_rest, begin_state, last_together, list_candidates
+from .common import TINY, arrivals_before, at_rest, begin_with, last_together, list_candidates
 
 LANES = 8  # neurons that are searched at once
 TASKS = 64  # most tasks of a forward pass
@@ -73,7 +73,8 @@ def simulate(time, index, weight_t, out, constants, t_end, state, end):
     empty. Returns how many spikes there are, also of those that do not fit, and whether all potentials stayed finite."""
     tau_mem, tau_syn, v_th = constants
     real, width = weight_t.dtype.type, weight_t.shape[1]
-    v, i = begin_state(state, width)
+    v, i = np.zeros(width), np.zeros(width)
+    begin_with(state, v, i)
     v_end, i_end = np.empty(width), np.empty(width)
     can_cross = np.zeros(-(-width // 8) * 8, np.bool_)
     can_cross_by_eight = can_cross.view(np.uint64)

@@ -16,7 +16,7 @@ from eventprop.core.neuron import LIF, decay, flow, integral, integrated_psp, pe
 
 from ...compilation.jit import arrays, is_finite, jit, threads
 from ...tape import Maximum, check_finite
-from .common import TINY, arrivals_before, at_rest, begin_state, last_together
+from .common import TINY, arrivals_before, at_rest, begin_with, last_together
 
 
 def maximum(time: Tensor, index: Tensor, weight_t: Tensor, neuron: LIF, t_end: float) -> Maximum:
@@ -116,7 +116,8 @@ def find_maximum(
     """One sample: the maximum of each potential without threshold in [0, stop]; see ``Maximum``, and ``simulate`` for the
     states. True if all is finite."""
     width = weight_t.shape[1]
-    v, i = begin_state(state, width)
+    v, i = np.zeros(width), np.zeros(width)
+    begin_with(state, v, i)
     time = time[: arrivals_before(time, stop)]
     e = 0
     while e < len(time):

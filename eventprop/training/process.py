@@ -15,7 +15,8 @@ def tune_process() -> None:
     """Set this process up to train on a CPU, as the training commands do; call it once, best at the beginning.
 
     - Subnormal numbers, those below 1e-38 in float32, count as 0. Adam's moments of weights whose input rarely spikes decay
-      into them, and processors are slow with them: a step of ``mnist_gray`` takes about a third longer after some epochs.
+      into them, and processors are slow with them: with trained moments, a step of ``mnist_gray`` took 1.15 and 1.55
+      times as long without, in two runs of ``benchmarks/speed.py``.
     - Freed blocks of more than 32 MiB are kept for the next step. The C library would give them back to the system, and get
       them again page by page: a third to a half of a step of ``mnist_csnn``. On Linux (glibc) alone.
 
